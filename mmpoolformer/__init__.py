@@ -1,0 +1,13 @@
+"""PoolFormer backbones for OpenMMLab detection and segmentation.
+
+``import mmpoolformer`` registers the backbones with every installed toolbox.
+"""
+
+from .archs import ARCHS, Arch
+from .poolformer import PoolFormer
+from .registry import register_backbones
+from .version import __version__
+
+__all__ = ['ARCHS', 'Arch', 'PoolFormer', '__version__']
+
+register_backbones()

@@ -1,0 +1,318 @@
+"""PoolFormer: a MetaFormer whose token mixer is average pooling.
+
+Yu et al., «MetaFormer Is Actually What You Need for Vision», CVPR 2022,
+arXiv 2111.11418. Parameter names are those of the official repository
+(sail-sg/poolformer), so that its checkpoints load as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule, trunc_normal_init
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .archs import NUM_STAGES, Arch, resolve_arch
+
+# The stem divides both sides by 4 and each of the three later stages by 2.
+MIN_SIZE = 32
+
+
+class PatchEmbed(nn.Module):
+    """Stem or downsampling: one strided convolution without a norm.
+
+    Maps ``[B, in_channels, H, W]`` to about ``[B, embed_dim, H/stride, W/stride]``.
+    """
+
+    def __init__(
+        self, in_channels: int, embed_dim: int, kernel_size: int, stride: int, padding: int
+    ):
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, embed_dim, kernel_size, stride, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x)
+
+
+class Pooling(nn.Module):
+    """The token mixer of PoolFormer: local average minus identity (Eq. 4).
+
+    The identity is subtracted because the block adds its input again. Positions
+    outside the map do not count in the average.
+
+    Args:
+        pool_size: Side of the averaging window, odd.
+    """
+
+    def __init__(self, pool_size: int = 3):
+        super().__init__()
+        self.pool = nn.AvgPool2d(
+            pool_size, stride=1, padding=pool_size // 2, count_include_pad=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(x) - x
+
+
+class Mlp(nn.Module):
+    """Channel MLP of two 1×1 convolutions, ``[B, C, H, W]`` to the same shape."""
+
+    def __init__(self, dim: int, hidden_dim: int, act_cfg: dict, drop_rate: float):
+        super().__init__()
+        self.fc1 = nn.Conv2d(dim, hidden_dim, 1)
+        self.act = build_activation_layer(act_cfg)
+        self.fc2 = nn.Conv2d(hidden_dim, dim, 1)
+        self.drop = nn.Dropout(drop_rate)
+        for fc in (self.fc1, self.fc2):
+            trunc_normal_init(fc, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.act(self.fc1(x)))
+        return self.drop(self.fc2(x))
+
+
+class MetaFormerBlock(nn.Module):
+    """norm → token mixer → add → norm → channel MLP → add (Eqs. 2 and 3).
+
+    LayerScale (arXiv 2103.17239) and stochastic depth (arXiv 1603.09382) act on
+    both branches.
+
+    Args:
+        dim: Channels.
+        token_mixer: Module that maps ``[B, dim, H, W]`` to the same shape.
+        mlp_ratio: Hidden width of the channel MLP over ``dim``.
+        norm_cfg: Config of both norms.
+        act_cfg: Config of the MLP's activation.
+        drop_rate: Dropout rate in the MLP.
+        drop_path_rate: Probability of dropping a branch for a sample.
+        layer_scale_init_value: Initial value of LayerScale.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        token_mixer: nn.Module,
+        mlp_ratio: float,
+        norm_cfg: dict,
+        act_cfg: dict,
+        drop_rate: float,
+        drop_path_rate: float,
+        layer_scale_init_value: float,
+    ):
+        super().__init__()
+        self.norm1 = build_norm_layer(norm_cfg, dim)[1]
+        self.token_mixer = token_mixer
+        self.norm2 = build_norm_layer(norm_cfg, dim)[1]
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_cfg, drop_rate)
+        self.drop_path = DropPath(drop_path_rate)
+        self.layer_scale_1 = nn.Parameter(torch.full((dim,), layer_scale_init_value))
+        self.layer_scale_2 = nn.Parameter(torch.full((dim,), layer_scale_init_value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.layer_scale_1[:, None, None] * self.token_mixer(self.norm1(x)))
+        x = x + self.drop_path(self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x)))
+        return x
+
+
+class PoolFormer(BaseModule):
+    """PoolFormer backbone (arXiv 2111.11418) for classification and dense prediction.
+
+    Stage ``i`` (0–3) has stride 4, 8, 16 or 32. In ``network``, stage ``i`` is
+    entry ``2 i`` and the downsampling before it entry ``2 i - 1``, as in the
+    official repository.
+
+    Args:
+        arch: ``'s12'``, ``'s24'``, ``'s36'``, ``'m36'``, ``'m48'``, or a dict with
+            ``layers``, ``embed_dims``, ``mlp_ratios`` and ``layer_scale_init_value``.
+        in_channels: Channels of the input image.
+        pool_size: Window of the pooling token mixer, an odd number.
+        norm_cfg: Norm of the blocks and of the outputs. The default is
+            GroupNorm with one group.
+        act_cfg: Activation of the channel MLP. The default is the exact GELU.
+        drop_rate: Dropout rate in the channel MLP.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly
+            from 0 over all blocks.
+        layer_scale_init_value: Initial value of LayerScale. ``None`` takes the
+            one of ``arch``.
+        fork_feat: Return a normalised map per stage in ``out_indices`` instead
+            of class logits.
+        out_indices: Stages to return with ``fork_feat``. Only these own an
+            output norm, and the stages above the last of them are not built.
+        num_classes: Classes of the head with ``fork_feat=False``.
+        frozen_stages: ``-1`` freezes nothing, ``0`` the stem, ``k`` the stem and
+            the first ``k`` stages with their output norms.
+        with_cp: Recompute each block in the backward pass to save memory.
+        init_cfg: Initialisation config of mmengine.
+
+    Raises:
+        ValueError: An argument, or later an input, outside of what is described
+            here.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict | Arch = 's12',
+        in_channels: int = 3,
+        pool_size: int = 3,
+        norm_cfg: dict = dict(type='GN', num_groups=1),
+        act_cfg: dict = dict(type='GELU'),
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float | None = None,
+        fork_feat: bool = True,
+        out_indices: tuple[int, ...] = (0, 1, 2, 3),
+        num_classes: int = 1000,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ):
+        super().__init__(init_cfg)
+        self.arch = resolve_arch(arch)
+        _check(in_channels, 'in_channels', _is_int(in_channels, 1), 'a positive integer')
+        _check(
+            pool_size, 'pool_size', _is_int(pool_size, 1) and pool_size % 2 == 1, 'an odd integer'
+        )
+        _check(drop_rate, 'drop_rate', _is_rate(drop_rate), 'a rate in [0, 1)')
+        _check(drop_path_rate, 'drop_path_rate', _is_rate(drop_path_rate), 'a rate in [0, 1)')
+        _check(num_classes, 'num_classes', _is_int(num_classes, 1), 'a positive integer')
+        _check(
+            frozen_stages,
+            'frozen_stages',
+            _is_int(frozen_stages, -1) and frozen_stages <= NUM_STAGES,
+            f'an integer from -1 (nothing frozen) to {NUM_STAGES} (everything frozen)',
+        )
+        self.in_channels = in_channels
+        self.fork_feat = fork_feat
+        self.out_indices = _check_out_indices(out_indices) if fork_feat else ()
+        self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
+
+        layers, embed_dims, mlp_ratios, arch_layer_scale = self.arch
+        if layer_scale_init_value is None:
+            layer_scale_init_value = arch_layer_scale
+        num_blocks = sum(layers)
+
+        self.patch_embed = PatchEmbed(
+            in_channels, embed_dims[0], kernel_size=7, stride=4, padding=2
+        )
+        self.network = nn.ModuleList()
+        last_stage = max(self.out_indices) if fork_feat else NUM_STAGES - 1
+        for i in range(last_stage + 1):
+            if i > 0:
+                self.network.append(
+                    PatchEmbed(embed_dims[i - 1], embed_dims[i], kernel_size=3, stride=2, padding=1)
+                )
+            blocks = [
+                MetaFormerBlock(
+                    dim=embed_dims[i],
+                    token_mixer=Pooling(pool_size),
+                    mlp_ratio=mlp_ratios[i],
+                    norm_cfg=norm_cfg,
+                    act_cfg=act_cfg,
+                    drop_rate=drop_rate,
+                    drop_path_rate=drop_path_rate * (sum(layers[:i]) + j) / max(num_blocks - 1, 1),
+                    layer_scale_init_value=layer_scale_init_value,
+                )
+                for j in range(layers[i])
+            ]
+            self.network.append(nn.Sequential(*blocks))
+
+        if fork_feat:
+            for i in self.out_indices:
+                self.add_module(f'norm{2 * i}', build_norm_layer(norm_cfg, embed_dims[i])[1])
+        else:
+            self.norm = build_norm_layer(norm_cfg, embed_dims[-1])[1]
+            self.head = nn.Linear(embed_dims[-1], num_classes)
+            trunc_normal_init(self.head, std=0.02)
+        self._freeze_stages()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...] | Tensor:
+        """Compute stage features, or logits with ``fork_feat=False``.
+
+        Args:
+            x: Images ``[B, in_channels, H, W]``, ``H`` and ``W`` at least 32.
+
+        Returns:
+            A map ``[B, embed_dims[i], ≈H/2^(i+2), ≈W/2^(i+2)]`` per stage ``i`` in
+            ``out_indices``, or logits ``[B, num_classes]``.
+
+        Raises:
+            ValueError: ``x`` has another number of axes or channels, or is too
+                small.
+        """
+        self._check_input(x)
+        x = self.patch_embed(x)
+        outs = []
+        for index, module in enumerate(self.network):
+            if index % 2:  # downsampling
+                x = module(x)
+                continue
+            for block in module:
+                x = self._run_block(block, x)
+            if index // 2 in self.out_indices:
+                outs.append(getattr(self, f'norm{index}')(x))
+        if self.fork_feat:
+            return tuple(outs)
+        return self.head(self.norm(x).mean((-2, -1)))
+
+    def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != self.in_channels or min(x.shape[-2:]) < MIN_SIZE:
+            raise ValueError(
+                f'input of shape {tuple(x.shape)}: PoolFormer takes [B, {self.in_channels}, H, W] '
+                f'with H and W at least {MIN_SIZE}. Add a batch axis, set in_channels, or resize '
+                'or pad the images'
+            )
+
+    def train(self, mode: bool = True) -> PoolFormer:
+        """Set the training mode, keeping frozen stages in evaluation mode."""
+        super().train(mode)
+        self._freeze_stages()
+        return self
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.patch_embed]
+        for i in range(min(self.frozen_stages, len(self.network) // 2 + 1)):
+            frozen.extend(self.network[max(2 * i - 1, 0) : 2 * i + 1])
+            if i in self.out_indices:
+                frozen.append(getattr(self, f'norm{2 * i}'))
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+
+def _is_int(value, minimum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+
+
+def _is_rate(value) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value < 1
+
+
+def _check(value, name: str, valid: bool, allowed: str) -> None:
+    if not valid:
+        raise ValueError(f'{name}={value!r}: give {allowed}')
+
+
+def _check_out_indices(out_indices) -> tuple[int, ...]:
+    valid = (
+        isinstance(out_indices, (list, tuple))
+        and len(out_indices) > 0
+        and all(_is_int(i, 0) and i < NUM_STAGES for i in out_indices)
+        and list(out_indices) == sorted(set(out_indices))
+    )
+    _check(
+        out_indices,
+        'out_indices',
+        valid,
+        f'increasing stage numbers from 0 to {NUM_STAGES - 1}, such as (0, 1, 2, 3) or (1, 2, 3)',
+    )
+    return tuple(out_indices)
