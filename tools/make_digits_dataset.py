@@ -111,7 +111,7 @@ def write_image(path: Path, image: np.ndarray):
 
 
 def texture_area(picture: np.ndarray, split: str) -> np.ndarray:
-    """The grey part of a picture that belongs to a split: left for training, right for validation."""
+    """The grey part of a picture for a split: its left for training, its right for validation."""
     if picture.ndim == 3:
         picture = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     border = int(picture.shape[1] * TRAIN_SHARE)

@@ -1,0 +1,232 @@
+"""What ``tools/train.py`` and ``tools/test.py`` share, for detection and segmentation alike.
+
+Problems a user can mend raise :class:`LaunchError`, which ends the program with one
+message and without a stack trace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_main_process
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+INSTALL_HINTS = {
+    'mmdet': 'pip install onedl-mmdetection (or the classic mmdet)',
+    'mmseg': 'pip install onedl-mmsegmentation (or the classic mmsegmentation)',
+}
+PHASES = {'train': ('train', 'val'), 'test': ('test',)}
+
+
+class LaunchError(Exception):
+    """A problem with the command line, the config or the files it names."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call ``main`` and turn the errors a user can mend into a message and exit code 1."""
+    try:
+        main()
+    except LaunchError as error:
+        sys.exit(f'error: {error}')
+    except URLError as error:
+        sys.exit(
+            f'error: a download failed ({error.reason}). Fetch the file elsewhere and name it with '
+            '--cfg-options model.backbone.init_cfg.checkpoint=FILE (backbone weights) or '
+            'load_from=FILE (whole model)'
+        )
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing share, as mmdet and mmseg name them."""
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--work-dir', help='folder for logs, checkpoints and metrics (default: work_dirs/CONFIG)'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override config entries, for example train_dataloader.batch_size=4; '
+        'a list is written key="[a,b]" or key=a,b',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes were started (default: none, a single process)',
+    )
+    # torch.distributed.launch passes it; torchrun sets the variable instead.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config of the command line, with its overrides and work dir.
+
+    The copy that mmengine leaves in the work dir is named ``config.py``: under the
+    config's own name it would be a second hit where mim looks a bare name up.
+
+    Raises:
+        LaunchError: No such file, a config that does not parse, or a toolbox that it
+            needs and that is not installed.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    path = Path(args.config)
+    if not path.is_file():
+        raise LaunchError(f'config not found: {path}. {_similar_configs(path)}')
+    try:
+        cfg = Config.fromfile(path)
+        if args.cfg_options:
+            cfg.merge_from_dict(args.cfg_options)
+    except Exception as error:  # whatever a config file's own code raises
+        raise LaunchError(f'cannot read {path}: {type(error).__name__}: {error}') from error
+    for key in ('model', 'default_scope'):
+        if key not in cfg:
+            raise LaunchError(
+                f'{path} has no {key!r}: it is not a detection or segmentation config'
+            )
+    cfg = Config(cfg.to_dict(), cfg_text=cfg.text, filename='config.py')
+    cfg.launcher = args.launcher
+    cfg.setdefault('experiment_name', path.stem)
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('work_dirs', path.stem)
+    _check_installed(cfg, path)
+    return cfg
+
+
+def build_runner(cfg: Config, phase: str) -> Runner:
+    """Build mmengine's runner once everything it will need has been found.
+
+    Args:
+        cfg: The complete config.
+        phase: ``'train'`` or ``'test'``.
+
+    Raises:
+        LaunchError: Data or a checkpoint that the config names does not exist.
+    """
+    _check_checkpoints(cfg, phase)
+    _check_data(cfg, phase)
+    if cfg.launcher != 'none' and not torch.cuda.is_available():
+        _prepare_distributed_cpu(cfg)
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def write_metrics(cfg: Config, phase: str, metrics: dict) -> None:
+    """Write metrics to ``{phase}_metrics.json`` in the work dir, whole or not at all."""
+    if not is_main_process():
+        return
+    path = Path(cfg.work_dir) / f'{phase}_metrics.json'
+    partial = path.with_suffix('.partial')
+    partial.write_text(json.dumps(metrics, indent=2, default=float) + '\n')
+    partial.replace(path)
+
+
+def _similar_configs(path: Path) -> str:
+    if path.parent.is_dir():
+        names = sorted(p.name for p in path.parent.glob('*.py'))
+        return f'In {path.parent} there are: {", ".join(names) or "no configs"}'
+    return f'There is no folder {path.parent}'
+
+
+def _check_installed(cfg: Config, path: Path) -> None:
+    scope = cfg.default_scope
+    if find_spec(scope) is None:
+        hint = INSTALL_HINTS.get(scope, f'install the package that provides {scope}')
+        raise LaunchError(f'{path} needs {scope}, which is not installed: {hint}')
+    if find_spec('mmcv._ext') is None:
+        raise LaunchError(
+            'mmcv is installed without its compiled ops, which mmdet and mmseg need: '
+            'run `make setup`, or rebuild mmcv with --no-build-isolation beside the installed torch'
+        )
+
+
+def _check_checkpoints(cfg: Config, phase: str) -> None:
+    checkpoints = {'load_from': cfg.get('load_from')}
+    if phase == 'train':
+        init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or {}
+        if isinstance(init_cfg, dict):
+            checkpoints['model.backbone.init_cfg.checkpoint'] = init_cfg.get('checkpoint')
+    for key, checkpoint in checkpoints.items():
+        if checkpoint and _is_local(checkpoint) and not Path(checkpoint).is_file():
+            raise LaunchError(
+                f'checkpoint not found: {checkpoint} ({key}). Give the path of an existing file'
+            )
+
+
+def _check_data(cfg: Config, phase: str) -> None:
+    missing = []
+    for split in PHASES[phase]:
+        loader = cfg.get(f'{split}_dataloader') or {}
+        paths = list(_data_paths(loader.get('dataset') or {}))
+        evaluators = cfg.get(f'{split}_evaluator') or []
+        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+            paths.append(evaluator.get('ann_file'))
+        for path in paths:
+            if path and _is_local(path) and not Path(path).exists() and path not in missing:
+                missing.append(path)
+    if missing:
+        source = cfg.get('data_source', 'set the data_root of each dataloader to where it is')
+        raise LaunchError(
+            'data not found:\n  '
+            + '\n  '.join(missing)
+            + f'\nlooked for from {Path.cwd()}.\nHow to get it: {source}'
+        )
+
+
+def _data_paths(dataset: dict) -> Iterator[str]:
+    """The annotation files and image folders that a dataset, wrapped or not, will open."""
+    for inner in [dataset.get('dataset'), *(dataset.get('datasets') or [])]:
+        if inner:
+            yield from _data_paths(inner)
+    root = dataset.get('data_root') or ''
+    prefixes = dataset.get('data_prefix') or {}
+    for part in [dataset.get('ann_file'), *prefixes.values()]:
+        if part:
+            yield part if not _is_local(part) else os.path.join(root, part)
+
+
+def _is_local(path: str) -> bool:
+    return '://' not in str(path)
+
+
+def _prepare_distributed_cpu(cfg: Config) -> None:
+    """Set up several processes without a GPU, which mmengine's launcher takes for granted."""
+    if cfg.launcher != 'pytorch':
+        raise LaunchError(
+            f'--launcher {cfg.launcher} needs a GPU in every process; on CPUs use torchrun with '
+            '--launcher pytorch'
+        )
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    _replace_sync_bn(cfg.model)
+
+
+def _replace_sync_bn(node) -> None:
+    """Turn every SyncBN of a config, which exists on GPUs only, into BN, in place."""
+    if isinstance(node, dict):
+        if node.get('type') == 'SyncBN':
+            node['type'] = 'BN'
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            _replace_sync_bn(child)

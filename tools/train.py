@@ -1,0 +1,70 @@
+"""Train a detector or a segmentor: the config's ``default_scope`` says which."""
+
+import argparse
+
+import torch
+
+from mmpoolformer.launch import (
+    LaunchError,
+    add_common_arguments,
+    build_runner,
+    load_config,
+    run,
+    write_metrics,
+)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_common_arguments(parser)
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from CHECKPOINT, or without it from the newest one in the work dir',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the actual over the base batch size',
+    )
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    cfg = load_config(args)
+    if args.amp:
+        enable_amp(cfg)
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise LaunchError(
+                f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size; '
+                'add auto_scale_lr=dict(base_batch_size=N)'
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+
+    runner = build_runner(cfg, 'train')
+    runner.train()
+    history = runner.message_hub.log_scalars.items()
+    metrics = {key[len('val/') :]: log.current() for key, log in history if key.startswith('val/')}
+    write_metrics(cfg, 'val', metrics)
+
+
+def enable_amp(cfg):
+    if not torch.cuda.is_available():
+        raise LaunchError('--amp needs a GPU: mmengine has no mixed precision for the CPU')
+    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise LaunchError(f'--amp replaces an OptimWrapper, but optim_wrapper is a {wrapper}')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+if __name__ == '__main__':
+    run(main)
