@@ -1,0 +1,28 @@
+# make demo   set up, make the data set, train and evaluate, show a table and pictures
+# make test   set up, run the whole suite
+# make setup  the environment alone; STACK=maintained (default) or classic, PYTHON=...
+# make lint   ruff
+# make clean  remove everything that was made here
+
+STACK ?= maintained
+PYTHON ?=
+VENV ?= $(if $(filter maintained,$(STACK)),.venv,.venv-$(STACK))
+RUN = $(VENV)/bin/python
+
+.PHONY: demo test setup lint clean
+
+demo: setup
+	$(RUN) tools/demo.py
+
+test: setup
+	$(RUN) -m pytest -n 2 --dist worksteal
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+setup:
+	@python3 tools/setup_env.py --stack $(STACK) --venv $(VENV) $(if $(PYTHON),--python $(PYTHON))
+
+clean:
+	rm -rf .venv .venv-classic build dist *.egg-info work_dirs data/digits .pytest_cache .ruff_cache

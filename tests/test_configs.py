@@ -1,0 +1,116 @@
+"""The published configs: they build, and carry the published recipe."""
+
+import pytest
+import torch
+from conftest import CONFIGS, DIGITS, PUBLISHED
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmpoolformer import ARCHS
+
+ALL = PUBLISHED + DIGITS
+OFFICIAL = 'https://github.com/sail-sg/poolformer/releases/download/v1.0/poolformer_{}.pth.tar'
+
+
+def by_name(configs):
+    return pytest.mark.parametrize('config', configs, ids=lambda path: path.stem)
+
+
+def config_arch(config):
+    return config.stem.split('poolformer-')[1].split('_')[0]
+
+
+def build(cfg):
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        return MODELS.build(cfg.model)
+
+
+def test_the_eleven_published_configs_exist():
+    detection = {
+        f'{method}_poolformer-{arch}_fpn_1x_coco'
+        for method in ('retinanet', 'mask-rcnn')
+        for arch in ('s12', 's24', 's36')
+    }
+    segmentation = {f'sem-fpn_poolformer-{arch}_8xb4-40k_ade20k-512x512' for arch in ARCHS}
+    assert {path.stem for path in PUBLISHED} == detection | segmentation
+
+
+@by_name(ALL)
+def test_model_builds_with_its_arch_and_without_idle_parts(config):
+    model = build(Config.fromfile(config))
+    assert model.backbone.arch == ARCHS[config_arch(config)]
+    # Every stage that is returned has its own lateral convolution, and none is left over.
+    assert len(model.neck.lateral_convs) == len(model.backbone.out_indices)
+
+
+@by_name(PUBLISHED)
+def test_backbone_starts_from_the_official_weights(config):
+    init_cfg = Config.fromfile(config).model.backbone.init_cfg
+    assert init_cfg == dict(type='Pretrained', checkpoint=OFFICIAL.format(config_arch(config)))
+
+
+@by_name(ALL)
+def test_config_needs_no_other_package_and_imports_mmpoolformer(config):
+    cfg = Config.fromfile(config)
+    assert cfg.custom_imports.imports == ['mmpoolformer']
+    assert '::' not in cfg.text
+
+
+@by_name([path for path in PUBLISHED if path.parent.name == 'detection'])
+def test_detection_recipe(config):
+    cfg = Config.fromfile(config)
+    retinanet = config.stem.startswith('retinanet')
+    assert cfg.default_scope == 'mmdet'
+    assert cfg.train_cfg.max_epochs == 12 and cfg.auto_scale_lr.base_batch_size == 16
+    assert cfg.train_dataloader.batch_size == 2
+    warm_up, steps = cfg.param_scheduler
+    assert (warm_up.start_factor, warm_up.end, warm_up.by_epoch) == (0.001, 500, False)
+    assert (steps.milestones, steps.gamma) == ([8, 11], 0.1)
+    optimizer = dict(type='AdamW', lr=1e-4 if retinanet else 2e-4, weight_decay=1e-4)
+    assert cfg.optim_wrapper == dict(type='OptimWrapper', optimizer=optimizer, clip_grad=None)
+    resize = next(t for t in cfg.train_pipeline if t.type == 'Resize')
+    assert tuple(resize.scale) == (1333, 800) and resize.keep_ratio
+    assert next(t for t in cfg.train_pipeline if t.type == 'RandomFlip').prob == 0.5
+    assert cfg.train_dataloader.dataset.data_root == 'data/coco/'
+    assert cfg.val_evaluator.metric == ('bbox' if retinanet else ['bbox', 'segm'])
+    assert tuple(cfg.model.backbone.get('out_indices', range(4)))[0] == (1 if retinanet else 0)
+    assert (cfg.model.neck.out_channels, cfg.model.neck.num_outs) == (256, 5)
+    assert cfg.model.neck.get('add_extra_convs') == ('on_input' if retinanet else None)
+
+
+@by_name([path for path in PUBLISHED if path.parent.name == 'segmentation'])
+def test_segmentation_recipe(config):
+    cfg = Config.fromfile(config)
+    assert cfg.default_scope == 'mmseg'
+    assert cfg.train_cfg.max_iters == 40_000 and cfg.auto_scale_lr.base_batch_size == 32
+    assert cfg.train_dataloader.batch_size == 4 and cfg.train_dataloader.dataset.times == 50
+    (poly,) = cfg.param_scheduler
+    assert (poly.type, poly.power, poly.eta_min, poly.begin) == ('PolyLR', 0.9, 0.0, 0)
+    optimizer = dict(type='AdamW', lr=2e-4, weight_decay=1e-4)
+    assert cfg.optim_wrapper == dict(type='OptimWrapper', optimizer=optimizer, clip_grad=None)
+    resize, crop = cfg.train_pipeline[2:4]
+    assert tuple(resize.scale) == (2048, 512) and tuple(resize.ratio_range) == (0.5, 2.0)
+    assert tuple(crop.crop_size) == (512, 512) and crop.cat_max_ratio == 0.75
+    types = [transform.type for transform in cfg.test_pipeline]
+    assert types == [
+        'LoadImageFromFile',
+        'Resize',
+        'ResizeToMultiple',
+        'LoadAnnotations',
+        'PackSegInputs',
+    ]
+    assert cfg.test_pipeline[2].size_divisor == 32
+    head = cfg.model.decode_head
+    assert (head.channels, head.dropout_ratio, head.num_classes) == (128, 0.1, 150)
+    assert head.norm_cfg.type == 'SyncBN'
+    root = 'data/ade/ADEChallengeData2016'
+    assert cfg.train_dataloader.dataset.dataset.data_root == root
+
+
+def test_a_variant_holds_only_what_differs():
+    for config in PUBLISHED:
+        if config_arch(config) != 's12':
+            own = Config._file2dict(str(CONFIGS / config.parent.name / config.name))[0]
+            base = Config.fromfile(config.parent / config.name.replace(config_arch(config), 's12'))
+            assert config.read_text().count('\n') < 15
+            assert own['model']['backbone'] != base.model.backbone
