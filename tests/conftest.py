@@ -3,14 +3,17 @@
 import json
 import os
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmpoolformer.archs import ARCHS
 from PIL import Image
+
+from mmpoolformer.archs import ARCHS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
@@ -148,3 +151,17 @@ def train_options(config, data_root):
             options['val_dataloader.dataset.pipeline.1.scale'] = '(96,96)'
             options['test_dataloader.dataset.pipeline.1.scale'] = '(96,96)'
     return ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+
+
+@pytest.fixture(scope='session')
+def wheel(tmp_path_factory):
+    """The project's wheel, built from a copy of what the source distribution would hold."""
+    source = tmp_path_factory.mktemp('source') / 'mmpoolformer'
+    ignored = shutil.ignore_patterns(
+        '.*', 'data', 'work_dirs', 'build', '*.egg-info', '__pycache__'
+    )
+    shutil.copytree(ROOT, source, ignore=ignored)
+    out = tmp_path_factory.mktemp('wheel')
+    pip = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation']
+    subprocess.run([*pip, source, '-w', out], check=True)
+    return next(out.glob('*.whl'))

@@ -5,6 +5,7 @@ import re
 import pytest
 import timm
 import torch
+
 from mmpoolformer import PoolFormer
 
 RENAMES = [

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from mmpoolformer import ARCHS, PoolFormer
 from torch.utils.flop_counter import FlopCounterMode
+
+from mmpoolformer import ARCHS, PoolFormer
 
 # Table 1 of arXiv 2111.11418 (MACs by fvcore) and the official checkpoints (parameters).
 PARAMETERS = {

@@ -110,7 +110,9 @@ def python_version(command):
     """Return the version that an interpreter prints, or None where it does not run."""
     code = 'import platform; print(platform.python_version())'
     try:
-        run = subprocess.run([command, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        run = subprocess.run(
+            [command, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
     except OSError:
         return None
     return run.stdout.decode().strip() if run.returncode == 0 else None
@@ -120,7 +122,9 @@ def pyenv_python(name):
     """Return the interpreter behind a pyenv shim, which fails unless its version is active."""
     if not shutil.which('pyenv'):
         return None
-    found = subprocess.run(['pyenv', 'whence', name], stdout=subprocess.PIPE).stdout.decode().split()
+    found = (
+        subprocess.run(['pyenv', 'whence', name], stdout=subprocess.PIPE).stdout.decode().split()
+    )
     if not found:
         return None
     prefix = subprocess.run(['pyenv', 'prefix', found[-1]], stdout=subprocess.PIPE)
@@ -143,7 +147,9 @@ def check_prerequisites(interpreter, venv):
         )
     free_gb = shutil.disk_usage(venv.parent).free / 1e9
     if free_gb < DISK_GB:
-        missing.append(f'{DISK_GB} GB of free disk space at {venv.parent} (there are {free_gb:.1f})')
+        missing.append(
+            f'{DISK_GB} GB of free disk space at {venv.parent} (there are {free_gb:.1f})'
+        )
     if missing:
         raise SetupError('missing prerequisites:\n  ' + '\n  '.join(missing))
 
@@ -202,8 +208,7 @@ def check_health(python):
     for attempt in range(2):
         run = subprocess.run(
             [python, '-W', 'ignore', '-c', HEALTH_CHECK],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             cwd='/',
         )
         package = run.stdout.decode().strip().splitlines()[-1:]
@@ -215,7 +220,7 @@ def check_health(python):
 
 
 def mmcv_wheel(python, pin):
-    """Return a wheel of mmcv with its ops, built for this Python and torch, from the cache if there."""
+    """Return a wheel of mmcv with its ops for this Python and torch, built or from the cache."""
     code = (
         'import sys, torch; gpu = "cuda" if torch.cuda.is_available() else "cpu"; '
         'print(f"py{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-{gpu}")'

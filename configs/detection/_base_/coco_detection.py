@@ -1,5 +1,6 @@
 dataset_type = 'CocoDataset'
 data_root = 'data/coco/'
+data_source = 'unpack the 2017 images and annotations of https://cocodataset.org to data/coco'
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),

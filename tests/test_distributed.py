@@ -1,0 +1,72 @@
+"""Two gloo processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import CONFIGS, ROOT, train_options
+
+DDP_STEP = """
+import torch
+import torch.distributed as dist
+from mmpoolformer import PoolFormer
+
+dist.init_process_group('gloo')
+torch.set_num_threads(1)
+tiny = dict(layers=(1, 1, 1, 1), embed_dims=(8, 16, 24, 32))
+for out_indices in [(0, 1, 2, 3), (1, 2, 3), (0, 1)]:
+    model = torch.nn.parallel.DistributedDataParallel(
+        PoolFormer(tiny, out_indices=out_indices), find_unused_parameters=False
+    )
+    for step in range(2):  # an unused parameter is reported by the second forward pass
+        torch.manual_seed(10 * step + dist.get_rank())
+        sum(out.square().mean() for out in model(torch.randn(2, 3, 64, 64))).backward()
+    for parameter in model.parameters():
+        mean = parameter.grad.clone()
+        dist.all_reduce(mean)
+        torch.testing.assert_close(parameter.grad, mean / 2)
+print('steps done')
+"""
+
+
+def torchrun(*args, cwd):
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2']
+    command += ['--master_port=0', '--standalone', *map(str, args)]
+    env = dict(os.environ, OMP_NUM_THREADS='1')
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def test_no_parameter_is_unused_under_ddp(tmp_path):
+    script = tmp_path / 'step.py'
+    script.write_text(DDP_STEP)
+    run = torchrun(script, cwd=tmp_path)
+    assert run.stdout.count('steps done') == 2, run.stderr
+
+
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh'])
+def test_dist_scripts_name_their_arguments(script):
+    run = subprocess.run(['bash', ROOT / 'tools' / script], capture_output=True, text=True)
+    assert run.returncode == 2 and 'usage:' in run.stderr
+
+
+def test_dist_train_and_dist_test_run_on_two_cpus(ade_root, tmp_path):
+    config = CONFIGS / 'segmentation' / 'sem-fpn_poolformer-s12_8xb4-40k_ade20k-512x512.py'
+    options = train_options(config, ade_root)
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable)
+
+    def call(*args):
+        run = subprocess.run(
+            list(map(str, ['bash', *args, '--work-dir', tmp_path, *options])),
+            env=env,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stderr[-4000:]
+
+    call(ROOT / 'tools' / 'dist_train.sh', config, 2)
+    call(ROOT / 'tools' / 'dist_test.sh', config, tmp_path / 'iter_2.pth', 2)
+    metrics = [json.loads((tmp_path / f'{s}_metrics.json').read_text()) for s in ('val', 'test')]
+    assert metrics[0]['mIoU'] == metrics[1]['mIoU']

@@ -1,0 +1,76 @@
+"""mim's commands, with the install that each mim supports.
+
+onedl-mim reads an editable install. openmim looks inside the installed package, so it needs
+the wheel.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+from conftest import CONFIGS, ROOT, train_options
+
+RETINANET = CONFIGS / 'detection' / 'retinanet_poolformer-s12_fpn_1x_coco.py'
+SEM_FPN = CONFIGS / 'segmentation' / 'sem-fpn_poolformer-s12_8xb4-40k_ade20k-512x512.py'
+
+
+def installed(name):
+    try:
+        return bool(distribution(name))
+    except PackageNotFoundError:
+        return False
+
+
+CLASSIC = installed('openmim')
+
+
+@pytest.fixture(scope='session')
+def mim(tmp_path_factory, wheel):
+    env = dict(os.environ)
+    if CLASSIC:
+        site = tmp_path_factory.mktemp('site')
+        pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', site]
+        subprocess.run([*pip, wheel], check=True)
+        env['PYTHONPATH'] = str(site)
+
+    def call(*args, cwd):
+        command = [Path(sys.executable).with_name('mim'), *map(str, args)]
+        run = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+        assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+
+    return call
+
+
+def test_train_and_test_by_path_and_bare_name(mim, coco_root, tmp_path):
+    options = train_options(RETINANET, coco_root)
+    mim('train', 'mmpoolformer', RETINANET, '--work-dir', tmp_path, *options, cwd=tmp_path)
+    (checkpoint,) = tmp_path.glob('*.pth')
+    args = ['--checkpoint', checkpoint, '--work-dir', tmp_path, *options]
+    mim('test', 'mmpoolformer', RETINANET.name, *args, cwd=tmp_path)
+    metrics = [json.loads((tmp_path / f'{s}_metrics.json').read_text()) for s in ('val', 'test')]
+    assert metrics[0]['coco/bbox_mAP'] == metrics[1]['coco/bbox_mAP']
+
+
+@pytest.mark.parametrize(
+    'toolbox, config',
+    [
+        ('mmdet' if CLASSIC else 'mmdetection', RETINANET),
+        ('mmsegmentation' if CLASSIC else 'mmseg', SEM_FPN),
+    ],
+    ids=lambda value: getattr(value, 'stem', value),
+)
+def test_the_toolboxes_own_launchers_run_our_configs(
+    toolbox, config, mim, coco_root, ade_root, tmp_path
+):
+    options = train_options(config, ade_root if config == SEM_FPN else coco_root)
+    mim('train', toolbox, config, '--work-dir', tmp_path, *options, cwd=tmp_path)
+    assert list(tmp_path.glob('*.pth'))
+
+
+def test_bare_names_are_unique_in_the_repository():
+    names = [path.name for path in ROOT.rglob('*.py') if path.parent in CONFIGS.iterdir()]
+    assert names and len(names) == len(set(names))

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Test under slurm: [GPUS=8] [GPUS_PER_NODE=8] slurm_test.sh PARTITION JOB CONFIG CHECKPOINT [options of test.py]
+set -euo pipefail
+
+if [ $# -lt 4 ]; then
+    echo "usage: [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=5] [SRUN_ARGS=...] $0 PARTITION JOB CONFIG CHECKPOINT [options of test.py]" >&2
+    exit 2
+fi
+partition=$1 job=$2 config=$3 checkpoint=$4
+shift 4
+
+# shellcheck disable=SC2086  # SRUN_ARGS holds several words
+exec srun -p "$partition" --job-name="$job" --kill-on-bad-exit=1 \
+    --ntasks="${GPUS:-8}" --ntasks-per-node="${GPUS_PER_NODE:-8}" \
+    --gres="gpu:${GPUS_PER_NODE:-8}" --cpus-per-task="${CPUS_PER_TASK:-5}" ${SRUN_ARGS:-} \
+    "${PYTHON:-python}" -u "$(dirname "$0")/test.py" "$config" "$checkpoint" --launcher slurm "$@"
