@@ -58,12 +58,12 @@ val_evaluator = dict(
 test_evaluator = val_evaluator
 
 # Small enough for two CPU cores.
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=450, val_interval=450)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=750, val_interval=750)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type='PolyLR', power=1.0, by_epoch=False, begin=30, end=450, eta_min=1e-6),
+    dict(type='PolyLR', power=1.0, by_epoch=False, begin=30, end=750, eta_min=1e-6),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
@@ -72,6 +72,6 @@ optim_wrapper = dict(
 )
 default_hooks = dict(
     logger=dict(interval=20, log_metric_by_epoch=False),
-    checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=1),
+    checkpoint=dict(by_epoch=False, interval=250, max_keep_ckpts=1),
 )
 log_processor = dict(window_size=20, by_epoch=False)

@@ -1,0 +1,96 @@
+"""README and model-index.yml against the configs and the code."""
+
+import re
+
+import pytest
+import torch
+import yaml
+from conftest import CONFIGS, PUBLISHED, ROOT
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+README = (ROOT / 'README.md').read_text()
+INDEX = yaml.safe_load((ROOT / 'model-index.yml').read_text())
+
+# Tables 3 and 4 of arXiv 2111.11418.
+PUBLISHED_RESULTS = {
+    ('retinanet', 's12'): {'box AP': 36.2},
+    ('retinanet', 's24'): {'box AP': 38.9},
+    ('retinanet', 's36'): {'box AP': 39.5},
+    ('mask-rcnn', 's12'): {'box AP': 37.3, 'mask AP': 34.6},
+    ('mask-rcnn', 's24'): {'box AP': 40.1, 'mask AP': 37.0},
+    ('mask-rcnn', 's36'): {'box AP': 41.0, 'mask AP': 37.7},
+    ('sem-fpn', 's12'): {'mIoU': 37.2},
+    ('sem-fpn', 's24'): {'mIoU': 40.3},
+    ('sem-fpn', 's36'): {'mIoU': 42.0},
+    ('sem-fpn', 'm36'): {'mIoU': 42.4},
+    ('sem-fpn', 'm48'): {'mIoU': 42.7},
+}
+
+
+def results(model):
+    return {key: value for result in model['Results'] for key, value in result['Metrics'].items()}
+
+
+by_model = pytest.mark.parametrize('model', INDEX['Models'], ids=lambda model: model['Name'])
+
+
+def test_index_names_every_published_config():
+    configs = [model['Config'] for model in INDEX['Models']]
+    assert sorted(configs) == sorted(path.relative_to(ROOT).as_posix() for path in PUBLISHED)
+    assert all(model['Name'] in model['Config'] for model in INDEX['Models'])
+
+
+@by_model
+def test_index_holds_the_published_results(model):
+    method, rest = model['Name'].split('_poolformer-')
+    assert results(model) == PUBLISHED_RESULTS[method, rest.split('_')[0]]
+
+
+@by_model
+def test_index_parameters_are_those_of_the_model(model):
+    cfg = Config.fromfile(ROOT / model['Config'])
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        built = MODELS.build(cfg.model)
+    assert sum(p.numel() for p in built.parameters()) == model['Metadata']['Parameters']
+
+
+@by_model
+def test_readme_row_of_a_model(model):
+    config, name = model['Config'], model['Name']
+    (row,) = [line for line in README.splitlines() if line.startswith(f'| [{name}]')]
+    assert f'({config})' in row
+    assert ', '.join(f'{key} {value}' for key, value in results(model).items()) in row
+    assert f'{model["Metadata"]["Parameters"] / 1e6:.1f} M' in row
+    checkpoint = 'epoch_12.pth' if 'coco' in name else 'iter_40000.pth'
+    assert f'`tools/dist_train.sh {config} 8`' in row
+    assert f'`tools/dist_test.sh {config} work_dirs/{name}/{checkpoint} 8`' in row
+
+
+def test_readme_links_and_paths_exist():
+    links = re.findall(r'\]\(((?!http)[^)#]+)\)', README)
+    paths = re.findall(r'(?<![\w/.])(?:tools|configs|requirements)/[\w./-]+\w', README)
+    assert links and paths
+    for path in {*links, *paths}:
+        assert (ROOT / path).exists(), path
+
+
+def test_readme_python_runs():
+    (code,) = re.findall(r'In Python:\n\n```python\n(.*?)```', README, flags=re.S)
+    scope = {}
+    exec(code, scope)
+    assert [f.shape[2] for f in scope['features']] == [56, 28, 14, 7]
+
+
+@pytest.mark.parametrize('scope, name', [('mmdet', 'detection'), ('mmseg', 'segmentation')])
+def test_readme_config_snippet_builds(scope, name, tmp_path):
+    (code,) = re.findall(r'config:\n\n```python\n(.*?)```', README, flags=re.S)
+    base = next(p for p in PUBLISHED if p.parent.name == name and 's12' in p.name)
+    (tmp_path / 'own.py').write_text(f'_base_ = {str(base)!r}\n{code}')
+    cfg = Config.fromfile(tmp_path / 'own.py')
+    cfg.model.neck.in_channels = [64, 128, 320, 512]
+    init_default_scope(scope)
+    with torch.device('meta'):
+        MODELS.build(cfg.model)
+    assert CONFIGS in base.parents

@@ -1,0 +1,120 @@
+"""The set-up script: what it demands, and what it tells where that is missing."""
+
+import re
+import runpy
+import sys
+from collections import namedtuple
+
+import pytest
+from conftest import ROOT
+
+PYTHON = sys.executable
+
+
+@pytest.fixture
+def setup_env():
+    """The functions of the script, and the dictionary of globals they share."""
+    return runpy.run_path(str(ROOT / 'tools' / 'setup_env.py'))
+
+
+def function(setup_env, name):
+    """A function of the script, and its globals to patch."""
+    return setup_env[name], setup_env[name].__globals__
+
+
+def test_python_of_this_test_is_found(setup_env):
+    command, version = setup_env['find_python']('maintained', PYTHON)
+    assert command == PYTHON
+    assert version == '.'.join(map(str, sys.version_info[:3]))
+
+
+def test_unsupported_python_is_named(setup_env, monkeypatch):
+    find_python, scope = function(setup_env, 'find_python')
+    monkeypatch.setitem(scope, 'python_version', lambda command: '3.13.0')
+    with pytest.raises(setup_env['SetupError'], match=r'3\.10 to 3\.12.* is 3\.13\.0'):
+        find_python('maintained', PYTHON)
+
+
+def test_absent_python_is_named(setup_env):
+    with pytest.raises(setup_env['SetupError'], match=r'tried no-such-python.*none of them runs'):
+        setup_env['find_python']('classic', 'no-such-python')
+
+
+def test_all_missing_prerequisites_are_named_together(setup_env, monkeypatch, tmp_path):
+    check, scope = function(setup_env, 'check_prerequisites')
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    usage = namedtuple('usage', 'free')(free=1e9)
+    monkeypatch.setattr(scope['shutil'], 'disk_usage', lambda path: usage)
+    with pytest.raises(setup_env['SetupError']) as error:
+        check(PYTHON, tmp_path / 'venv')
+    for words in ('no-such-compiler', 'apt-get install g++', 'GB of free disk', 'there are 1.0'):
+        assert words in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_health_of_this_environment(setup_env):
+    assert setup_env['check_health'](PYTHON) == ''
+
+
+@pytest.mark.parametrize('broken', ['', 'not an interpreter'])
+def test_half_made_environment_is_made_anew(broken, setup_env, monkeypatch, tmp_path, capsys):
+    ensure, scope = function(setup_env, 'ensure')
+    venv = tmp_path / 'venv'
+    (venv / 'bin').mkdir(parents=True)
+    (venv / 'bin' / 'python').write_text(broken)
+    seen = []
+
+    def install(venv, *args):
+        seen.append(venv.exists())
+        venv.mkdir()
+        return ''
+
+    monkeypatch.setitem(scope, 'check_prerequisites', lambda *args: None)
+    monkeypatch.setitem(scope, 'install', install)
+    ensure(venv, 'maintained', PYTHON)
+    assert seen == [False]
+    assert 'making it anew' in capsys.readouterr().out
+    assert (venv / setup_env['STAMP']).is_file()
+
+
+def test_complete_but_broken_environment_is_made_anew(setup_env, monkeypatch, tmp_path, capsys):
+    ensure, scope = function(setup_env, 'ensure')
+    venv = tmp_path / 'venv'
+    monkeypatch.setitem(scope, 'check_prerequisites', lambda *args: None)
+
+    def install(venv, *args):
+        venv.mkdir()
+        return ''
+
+    monkeypatch.setitem(scope, 'install', install)
+    ensure(venv, 'maintained', PYTHON)
+    (venv / 'leftover').touch()
+    monkeypatch.setitem(scope, 'check_health', lambda python: "No module named 'mmcv._ext'")
+    ensure(venv, 'maintained', PYTHON)
+    assert not (venv / 'leftover').exists()
+    assert "No module named 'mmcv._ext'" in capsys.readouterr().out
+
+
+def test_environment_that_stays_broken_is_an_error(setup_env, monkeypatch, tmp_path):
+    ensure, scope = function(setup_env, 'ensure')
+    attempts = []
+
+    def install(venv, *args):
+        venv.mkdir()
+        attempts.append(venv)
+        return 'still broken'
+
+    monkeypatch.setitem(scope, 'check_prerequisites', lambda *args: None)
+    monkeypatch.setitem(scope, 'install', install)
+    with pytest.raises(setup_env['SetupError'], match='still broken'):
+        ensure(tmp_path / 'venv', 'maintained', PYTHON)
+    assert len(attempts) == 2
+    assert not (tmp_path / 'venv' / setup_env['STAMP']).exists()
+
+
+@pytest.mark.parametrize('stack', ['maintained', 'classic'])
+def test_every_stack_pins_torch_and_mmcv(stack, setup_env):
+    assert stack in setup_env['PYTHONS']
+    pins = (ROOT / 'requirements' / f'{stack}.txt').read_text()
+    for name in ('torch', 'torchvision', '(?:onedl-)?mmcv', 'timm'):
+        assert re.search(rf'^{name}={{2,3}}\d', pins, flags=re.M), name
