@@ -9,6 +9,9 @@ PYTHON ?=
 VENV ?= $(if $(filter maintained,$(STACK)),.venv,.venv-$(STACK))
 RUN = $(VENV)/bin/python
 
+# Modules from elsewhere would hide those of the environment.
+unexport PYTHONPATH
+
 .PHONY: demo test setup lint clean
 
 demo: setup

@@ -53,7 +53,12 @@ setup(
             'onedl-mmdetection>=3.5.1',
             'onedl-mmsegmentation>=1.4.2',
         ],
-        'classic': ['mmengine>=0.10.3', 'mmcv>=2.1.0', 'mmdet>=3.3.0', 'mmsegmentation>=1.2.2'],
+        'classic': [
+            'mmengine>=0.10.3',
+            'mmcv>=2.1.0,<2.2.0',
+            'mmdet>=3.3.0',
+            'mmsegmentation>=1.2.2',
+        ],
         'digits': ['rich', 'scikit-image', 'scikit-learn', 'opencv-python', 'pycocotools'],
     },
     cmdclass={'build_py': BuildWithMim},

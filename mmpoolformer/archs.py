@@ -63,15 +63,20 @@ def resolve_arch(arch: str | dict | Arch) -> Arch:
         )
     for field in ('layers', 'embed_dims', 'mlp_ratios'):
         values = getattr(arch, field)
+        is_valid = is_number if field == 'mlp_ratios' else is_integer
         if (
             not isinstance(values, (list, tuple))
             or len(values) != NUM_STAGES
-            or not all(_is_positive(value, integral=field != 'mlp_ratios') for value in values)
+            or not all(is_valid(value) and value > 0 for value in values)
         ):
             raise ValueError(
                 f'arch[{field!r}]={values!r}: give {NUM_STAGES} positive numbers, one per stage, '
                 f'as s12 has {getattr(ARCHS["s12"], field)}'
             )
+    if not is_number(arch.layer_scale_init_value):
+        raise ValueError(
+            f"arch['layer_scale_init_value']={arch.layer_scale_init_value!r}: give a number"
+        )
     return arch
 
 
@@ -86,6 +91,11 @@ def _arch_from_dict(fields: dict) -> Arch:
     return Arch(**fields)
 
 
-def _is_positive(value, integral: bool) -> bool:
-    number = int if integral else (int, float)
-    return isinstance(value, number) and not isinstance(value, bool) and value > 0
+def is_integer(value) -> bool:
+    """Whether a config's value is an integer, which True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value) -> bool:
+    """Whether a config's value is an integer or a float."""
+    return is_integer(value) or isinstance(value, float)

@@ -93,7 +93,7 @@ def load_config(args: argparse.Namespace) -> Config:
     except Exception as error:  # whatever a config file's own code raises
         raise LaunchError(f'cannot read {path}: {type(error).__name__}: {error}') from error
     for key in ('model', 'default_scope'):
-        if key not in cfg:
+        if not cfg.get(key):
             raise LaunchError(
                 f'{path} has no {key!r}: it is not a detection or segmentation config'
             )
@@ -131,8 +131,30 @@ def write_metrics(cfg: Config, phase: str, metrics: dict) -> None:
         return
     path = Path(cfg.work_dir) / f'{phase}_metrics.json'
     partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(metrics, indent=2, default=float) + '\n')
+    values = {
+        key: value.tolist() if hasattr(value, 'tolist') else value for key, value in metrics.items()
+    }
+    partial.write_text(json.dumps(values, indent=2, default=str) + '\n')
     partial.replace(path)
+
+
+def require(cfg: Config, key: str, option: str):
+    """Return the config entry that a command-line option works on.
+
+    Args:
+        cfg: The config.
+        key: Dotted path of the entry.
+        option: The option that needs it, for the message.
+
+    Raises:
+        LaunchError: The config has no such entry, or it is empty.
+    """
+    entry = cfg
+    for name in key.split('.'):
+        entry = entry.get(name) if isinstance(entry, (dict, Config)) else None
+    if not entry:
+        raise LaunchError(f'{option} needs {key}, which the config does not have: add it')
+    return entry
 
 
 def _similar_configs(path: Path) -> str:
@@ -143,10 +165,14 @@ def _similar_configs(path: Path) -> str:
 
 
 def _check_installed(cfg: Config, path: Path) -> None:
-    scope = cfg.default_scope
-    if find_spec(scope) is None:
-        hint = INSTALL_HINTS.get(scope, f'install the package that provides {scope}')
-        raise LaunchError(f'{path} needs {scope}, which is not installed: {hint}')
+    scopes = {cfg.default_scope}
+    for node in _walk(cfg.to_dict()):
+        if isinstance(node.get('type'), str) and '.' in node['type']:
+            scopes.add(node['type'].split('.')[0])
+    for scope in sorted(scopes):
+        if find_spec(scope) is None:
+            hint = INSTALL_HINTS.get(scope, f'install the package that provides {scope}')
+            raise LaunchError(f'{path} needs {scope}, which is not installed: {hint}')
     if find_spec('mmcv._ext') is None:
         raise LaunchError(
             'mmcv is installed without its compiled ops, which mmdet and mmseg need: '
@@ -155,29 +181,29 @@ def _check_installed(cfg: Config, path: Path) -> None:
 
 
 def _check_checkpoints(cfg: Config, phase: str) -> None:
-    checkpoints = {'load_from': cfg.get('load_from')}
+    checkpoints = [('load_from', cfg.get('load_from'))]
     if phase == 'train':
-        init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or {}
-        if isinstance(init_cfg, dict):
-            checkpoints['model.backbone.init_cfg.checkpoint'] = init_cfg.get('checkpoint')
-    for key, checkpoint in checkpoints.items():
-        if checkpoint and _is_local(checkpoint) and not Path(checkpoint).is_file():
-            raise LaunchError(
-                f'checkpoint not found: {checkpoint} ({key}). Give the path of an existing file'
-            )
+        pretrained = (node for node in _walk(cfg.model) if node.get('type') == 'Pretrained')
+        checkpoints += [('init_cfg', node.get('checkpoint')) for node in pretrained]
+        last = Path(cfg.work_dir) / 'last_checkpoint'
+        if cfg.get('resume') and not cfg.get('load_from') and last.is_file():
+            checkpoints.append((f'named by {last}', last.read_text().strip()))
+    for key, checkpoint in checkpoints:
+        path = checkpoint and _local_path(checkpoint)
+        if path and not path.is_file():
+            raise LaunchError(f'checkpoint not found: {path} ({key}). Give an existing file')
 
 
 def _check_data(cfg: Config, phase: str) -> None:
-    missing = []
+    paths = []
     for split in PHASES[phase]:
         loader = cfg.get(f'{split}_dataloader') or {}
-        paths = list(_data_paths(loader.get('dataset') or {}))
-        evaluators = cfg.get(f'{split}_evaluator') or []
-        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
-            paths.append(evaluator.get('ann_file'))
-        for path in paths:
-            if path and _is_local(path) and not Path(path).exists() and path not in missing:
-                missing.append(path)
+        paths += _data_paths(loader.get('dataset') or {})
+        for evaluator in _walk(cfg.get(f'{split}_evaluator')):
+            if _is_on_disk(evaluator):
+                paths.append(evaluator.get('ann_file'))
+    local = [_local_path(path) for path in paths if path]
+    missing = [str(path) for path in dict.fromkeys(local) if path and not path.exists()]
     if missing:
         source = cfg.get('data_source', 'set the data_root of each dataloader to where it is')
         raise LaunchError(
@@ -189,18 +215,39 @@ def _check_data(cfg: Config, phase: str) -> None:
 
 def _data_paths(dataset: dict) -> Iterator[str]:
     """The annotation files and image folders that a dataset, wrapped or not, will open."""
-    for inner in [dataset.get('dataset'), *(dataset.get('datasets') or [])]:
-        if inner:
-            yield from _data_paths(inner)
-    root = dataset.get('data_root') or ''
-    prefixes = dataset.get('data_prefix') or {}
-    for part in [dataset.get('ann_file'), *prefixes.values()]:
-        if part:
-            yield part if not _is_local(part) else os.path.join(root, part)
+    for node in _walk(dataset):
+        root = node.get('data_root') or ''
+        annotations = node.get('ann_file')
+        parts = [
+            *(annotations if isinstance(annotations, (list, tuple)) else [annotations]),
+            *(node.get('data_prefix') or {}).values(),
+        ]
+        if _is_on_disk(node) and 'pipeline' in node:
+            yield root
+            yield from (os.path.join(root, part) for part in parts if part)
 
 
-def _is_local(path: str) -> bool:
-    return '://' not in str(path)
+def _is_on_disk(node: dict) -> bool:
+    backend = (node.get('backend_args') or {}).get('backend', 'local')
+    return backend in ('local', 'disk', 'hard_disk')
+
+
+def _local_path(path: str) -> Path | None:
+    """The path as mmengine would open it, or None where it is not a local file."""
+    path = str(path)
+    if path.startswith('file://'):
+        path = path[len('file://') :]
+    return None if '://' in path else Path(path).expanduser()
+
+
+def _walk(node) -> Iterator[dict]:
+    """All dictionaries of a config, outer before inner."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            yield from _walk(child)
 
 
 def _prepare_distributed_cpu(cfg: Config) -> None:
@@ -218,15 +265,6 @@ def _prepare_distributed_cpu(cfg: Config) -> None:
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
-    _replace_sync_bn(cfg.model)
-
-
-def _replace_sync_bn(node) -> None:
-    """Turn every SyncBN of a config, which exists on GPUs only, into BN, in place."""
-    if isinstance(node, dict):
-        if node.get('type') == 'SyncBN':
+    for node in _walk(cfg.model):
+        if node.get('type') == 'SyncBN':  # exists on GPUs only
             node['type'] = 'BN'
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            _replace_sync_bn(child)

@@ -14,7 +14,7 @@ from mmengine.model import BaseModule, trunc_normal_init
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .archs import NUM_STAGES, Arch, resolve_arch
+from .archs import NUM_STAGES, Arch, is_integer, is_number, resolve_arch
 
 # The stem divides both sides by 4 and each of the three later stages by 2.
 MIN_SIZE = 32
@@ -107,8 +107,8 @@ class MetaFormerBlock(nn.Module):
         self.norm2 = build_norm_layer(norm_cfg, dim)[1]
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_cfg, drop_rate)
         self.drop_path = DropPath(drop_path_rate)
-        self.layer_scale_1 = nn.Parameter(torch.full((dim,), layer_scale_init_value))
-        self.layer_scale_2 = nn.Parameter(torch.full((dim,), layer_scale_init_value))
+        self.layer_scale_1 = nn.Parameter(torch.full((dim,), float(layer_scale_init_value)))
+        self.layer_scale_2 = nn.Parameter(torch.full((dim,), float(layer_scale_init_value)))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.layer_scale_1[:, None, None] * self.token_mixer(self.norm1(x)))
@@ -176,12 +176,18 @@ class PoolFormer(BaseModule):
         )
         _check(drop_rate, 'drop_rate', _is_rate(drop_rate), 'a rate in [0, 1)')
         _check(drop_path_rate, 'drop_path_rate', _is_rate(drop_path_rate), 'a rate in [0, 1)')
+        _check(
+            layer_scale_init_value,
+            'layer_scale_init_value',
+            layer_scale_init_value is None or is_number(layer_scale_init_value),
+            "a number, or None for the arch's own",
+        )
         _check(num_classes, 'num_classes', _is_int(num_classes, 1), 'a positive integer')
         _check(
             frozen_stages,
             'frozen_stages',
             _is_int(frozen_stages, -1) and frozen_stages <= NUM_STAGES,
-            f'an integer from -1 (nothing frozen) to {NUM_STAGES} (everything frozen)',
+            f'an integer from -1 (nothing frozen) to {NUM_STAGES} (all stages frozen)',
         )
         self.in_channels = in_channels
         self.fork_feat = fork_feat
@@ -290,11 +296,11 @@ class PoolFormer(BaseModule):
 
 
 def _is_int(value, minimum: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+    return is_integer(value) and value >= minimum
 
 
 def _is_rate(value) -> bool:
-    return isinstance(value, (int, float)) and 0 <= value < 1
+    return is_number(value) and 0 <= value < 1
 
 
 def _check(value, name: str, valid: bool, allowed: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -45,16 +46,48 @@ def test_no_parameter_is_unused_under_ddp(tmp_path):
     assert run.stdout.count('steps done') == 2, run.stderr
 
 
-@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh'])
+@pytest.mark.parametrize(
+    'script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh']
+)
 def test_dist_scripts_name_their_arguments(script):
     run = subprocess.run(['bash', ROOT / 'tools' / script], capture_output=True, text=True)
     assert run.returncode == 2 and 'usage:' in run.stderr
 
 
+@pytest.mark.parametrize(
+    'script, args, inner',
+    [
+        ('slurm_train.sh', ['part', 'job', 'c.py'], ['train.py', 'c.py']),
+        ('slurm_test.sh', ['part', 'job', 'c.py', 'c.pth'], ['test.py', 'c.py', 'c.pth']),
+    ],
+)
+def test_slurm_scripts_call_srun(script, args, inner, tmp_path):
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    run = subprocess.run(
+        ['bash', ROOT / 'tools' / script, *args, '--work-dir', 'a b'],
+        env=dict(os.environ, PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='4', GPUS_PER_NODE='2'),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = run.stdout.splitlines()
+    assert {'part', '--job-name=job', '--ntasks=4', '--ntasks-per-node=2', '--gres=gpu:2'} <= {
+        *words
+    }
+    inner[0] = str(ROOT / 'tools' / inner[0])
+    assert words[-len(inner) - 4 :] == [*inner, '--launcher', 'slurm', '--work-dir', 'a b']
+
+
 def test_dist_train_and_dist_test_run_on_two_cpus(ade_root, tmp_path):
     config = CONFIGS / 'segmentation' / 'sem-fpn_poolformer-s12_8xb4-40k_ade20k-512x512.py'
     options = train_options(config, ade_root)
-    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable, PORT=port)
+    env['CUDA_VISIBLE_DEVICES'] = ''
 
     def call(*args):
         run = subprocess.run(

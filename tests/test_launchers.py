@@ -5,9 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import CONFIGS, DIGITS, ROOT, run_tool, tool_error, train_options
+from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 from mmengine.fileio import load
+
+from mmpoolformer import launch
 
 RETINANET = CONFIGS / 'detection' / 'retinanet_poolformer-s12_fpn_1x_coco.py'
 MASK_RCNN = CONFIGS / 'detection' / 'mask-rcnn_poolformer-s12_fpn_1x_coco.py'
@@ -66,14 +70,19 @@ def test_digits_configs_train_and_evaluate(config, digits_root, tmp_path):
     assert {'coco/bbox_mAP', 'coco/segm_mAP', 'mIoU'} & set(metrics)
 
 
-def test_out_and_show_dir_of_a_detector(trained, tmp_path):
-    options, _, checkpoint = trained(MASK_RCNN)
+def test_out_and_show_dir_of_a_detector(trained, coco_root, tmp_path):
+    options, work_dir, checkpoint = trained(MASK_RCNN)
     predictions = tmp_path / 'predictions.pkl'
     args = ['--work-dir', tmp_path, '--out', predictions, '--show-dir', 'pictures']
     args += [*options, 'visualizer.name=detector']  # mmengine keeps a visualizer per name
     run_tool('test', MASK_RCNN, checkpoint, *args)
-    assert len(load(predictions)) == 2
     assert len(list(tmp_path.glob('*/pictures/*.jpg'))) == 2
+    # The checkpoint was really used: the same boxes as by mmdet's own interface.
+    model = init_detector(str(work_dir / 'config.py'), str(checkpoint), device='cpu')
+    for saved in load(predictions):
+        found = inference_detector(model, saved['img_path']).pred_instances
+        torch.testing.assert_close(saved['pred_instances']['scores'], found.scores)
+        torch.testing.assert_close(saved['pred_instances']['bboxes'], found.bboxes)
 
 
 def test_out_and_show_dir_of_a_segmentor(trained, tmp_path):
@@ -89,9 +98,9 @@ def test_out_and_show_dir_of_a_segmentor(trained, tmp_path):
 @pytest.mark.parametrize('config', [RETINANET, SEM_FPN], ids=lambda path: path.stem)
 def test_tta(config, trained, tmp_path):
     options, _, checkpoint = trained(config)
-    scale = '(96,96)' if config == RETINANET else '(128,64)'
-    for i in range(1 if config == RETINANET else 6):
-        options = [*options, f'tta_pipeline.1.transforms.0.{i}.scale={scale}']
+    if config == SEM_FPN:
+        scales = [f'tta_pipeline.1.transforms.0.{i}.scale=(128,64)' for i in range(6)]
+        options = [*options, *scales]
     run_tool('test', config, checkpoint, '--work-dir', tmp_path, '--tta', *options)
     metrics = json.loads((tmp_path / 'test_metrics.json').read_text())
     assert METRICS[config] <= set(metrics)
@@ -153,7 +162,27 @@ def test_default_work_dir(trained, monkeypatch, tmp_path):
             [RETINANET, '--cfg-options', 'default_scope=mmyolo'],
             ['mmyolo', 'not installed'],
         ),
-        ('train', [RETINANET, '--cfg-options', 'auto_scale_lr={}', '--auto-scale-lr'], ['base_b']),
+        (
+            'train',
+            [RETINANET, '--cfg-options', 'auto_scale_lr=None', '--auto-scale-lr'],
+            ['--auto-scale-lr needs auto_scale_lr.base_batch_size'],
+        ),
+        (
+            'test',
+            [RETINANET, 'a.pth', '--show-dir', 'a', '--cfg-options', 'default_hooks=None'],
+            ['--show-dir needs default_hooks.visualization'],
+        ),
+        ('train', [SEM_FPN, '--cfg-options', 'model.neck.type=mmyolo.FPN'], ['needs mmyolo']),
+        (
+            'train',
+            [
+                RETINANET,
+                '--cfg-options',
+                'model.neck.init_cfg.type=Pretrained',
+                'model.neck.init_cfg.checkpoint=file:///gone.pth',
+            ],
+            ['checkpoint not found: /gone.pth'],
+        ),
         ('test', [RETINANET, ROOT / 'LICENSE', '--out', 'a.json'], ['a.json', '.pkl']),
         ('train', [RETINANET, '--launcher', 'horovod'], ['horovod', 'pytorch', 'slurm']),
     ],
@@ -164,6 +193,49 @@ def test_errors_are_one_message(tool, args, words, capsys, monkeypatch, tmp_path
     message = tool_error(capsys, tool, *args)
     assert all(word in message for word in words), message
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_amp_without_a_gpu_is_refused(capsys):
+    assert '--amp needs a GPU' in tool_error(capsys, 'train', RETINANET, '--amp')
+
+
+def test_a_stale_last_checkpoint_is_named(trained, tmp_path, capsys):
+    options, *_ = trained(SEM_FPN)
+    (tmp_path / 'last_checkpoint').write_text('/gone/iter_8.pth')
+    args = [SEM_FPN, '--work-dir', tmp_path, '--resume', *options]
+    message = tool_error(capsys, 'train', *args)
+    assert '/gone/iter_8.pth' in message and 'last_checkpoint' in message
+
+
+@pytest.mark.parametrize(
+    'options, missing',
+    [
+        (
+            ['train_dataloader.dataset.ann_file=a.json,b.json'],
+            ['data/coco/a.json', 'data/coco/b.json'],
+        ),
+        (['train_dataloader.dataset.data_root=/gone'], ['/gone/train2017']),
+        (['val_dataloader.dataset.data_root=file:///gone'], ['/gone/val2017']),
+    ],
+    ids=str,
+)
+def test_all_missing_data_is_listed(options, missing, capsys):
+    message = tool_error(
+        capsys, 'train', RETINANET, '--cfg-options', *options, 'model.backbone.init_cfg=None'
+    )
+    assert all(path in message for path in missing), message
+
+
+def test_remote_data_is_not_looked_for_on_disk():
+    dataset = dict(
+        type='CocoDataset',
+        data_root='data/coco/',
+        ann_file='a.json',
+        pipeline=[],
+        backend_args=dict(backend='petrel', path_mapping={'data/': 's3://bucket/'}),
+    )
+    assert not list(launch._data_paths(dict(type='RepeatDataset', dataset=dataset)))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import subprocess
 import sys
 from collections import namedtuple
 
@@ -62,6 +63,7 @@ def test_half_made_environment_is_made_anew(broken, setup_env, monkeypatch, tmp_
     venv = tmp_path / 'venv'
     (venv / 'bin').mkdir(parents=True)
     (venv / 'bin' / 'python').write_text(broken)
+    (venv / 'pyvenv.cfg').touch()
     seen = []
 
     def install(venv, *args):
@@ -84,6 +86,7 @@ def test_complete_but_broken_environment_is_made_anew(setup_env, monkeypatch, tm
 
     def install(venv, *args):
         venv.mkdir()
+        (venv / 'pyvenv.cfg').touch()
         return ''
 
     monkeypatch.setitem(scope, 'install', install)
@@ -101,15 +104,36 @@ def test_environment_that_stays_broken_is_an_error(setup_env, monkeypatch, tmp_p
 
     def install(venv, *args):
         venv.mkdir()
+        (venv / 'pyvenv.cfg').touch()
         attempts.append(venv)
         return 'still broken'
 
     monkeypatch.setitem(scope, 'check_prerequisites', lambda *args: None)
     monkeypatch.setitem(scope, 'install', install)
+    monkeypatch.setitem(scope, 'CACHE', tmp_path / 'cache')
     with pytest.raises(setup_env['SetupError'], match='still broken'):
         ensure(tmp_path / 'venv', 'maintained', PYTHON)
-    assert len(attempts) == 2
+    assert len(attempts) == 2  # with a wheel of mmcv built anew for the second
     assert not (tmp_path / 'venv' / setup_env['STAMP']).exists()
+
+
+def test_a_folder_that_is_no_environment_is_left_alone(setup_env, tmp_path):
+    (tmp_path / 'thesis.tex').touch()
+    with pytest.raises(setup_env['SetupError'], match='holds other things'):
+        setup_env['ensure'](tmp_path, 'maintained', PYTHON)
+    assert (tmp_path / 'thesis.tex').exists()
+
+
+def test_an_environment_keeps_the_python_it_was_made_with(setup_env, monkeypatch, tmp_path):
+    ensure, scope = function(setup_env, 'ensure')
+    venv = tmp_path / 'venv'
+    subprocess.run([PYTHON, '-m', 'venv', '--without-pip', venv], check=True)
+    used = []
+    monkeypatch.setitem(scope, 'find_python', lambda *args: pytest.fail('looked for another one'))
+    monkeypatch.setitem(scope, 'check_prerequisites', lambda *args: None)
+    monkeypatch.setitem(scope, 'install', lambda venv, interpreter, _: used.append(interpreter))
+    ensure(venv, 'maintained', None)
+    assert used == [sys._base_executable]
 
 
 @pytest.mark.parametrize('stack', ['maintained', 'classic'])

@@ -35,8 +35,9 @@ CONFIGS = (
     ROOT / 'configs' / 'detection' / 'retinanet_poolformer-s12_fpn_digits.py',
     ROOT / 'configs' / 'segmentation' / 'sem-fpn_poolformer-s12_digits.py',
 )
-PICTURES = 6
-SCORE_THRESHOLD = 0.3
+PICTURE = 'predictions.png'
+COLUMNS = 6
+SCORE_THRESHOLD = 0.2
 
 
 def main():
@@ -52,7 +53,7 @@ def train_once(config: Path) -> dict:
     work_dir = OUT / config.stem
     result_file = work_dir / 'demo.json'
     key = hashlib.sha256(Config.fromfile(config).pretty_text.encode()).hexdigest()
-    if result_file.is_file():
+    if result_file.is_file() and (work_dir / PICTURE).is_file():
         result = json.loads(result_file.read_text())
         if result['key'] == key:
             return result
@@ -67,7 +68,9 @@ def train_once(config: Path) -> dict:
     result = dict(
         key=key, model=config.stem, seconds=seconds, parameters=parameters, metrics=metrics
     )
-    result_file.write_text(json.dumps(result, indent=2))
+    partial = result_file.with_suffix('.partial')
+    partial.write_text(json.dumps(result, indent=2))
+    partial.replace(result_file)
     return result
 
 
@@ -92,6 +95,8 @@ def train(config: Path, work_dir: Path):
                 progress.update(
                     task, completed=int(done), total=int(total), description=description
                 )
+        if process.wait() == 0:
+            progress.update(task, completed=progress.tasks[0].total)
     if process.returncode:
         lines = log.read_text().splitlines()[-20:]
         sys.exit('\n'.join([*lines, f'error: training {config.stem} failed; all of it: {log}']))
@@ -102,17 +107,18 @@ def draw(config: Path, work_dir: Path) -> int:
     cfg = Config.fromfile(config)
     checkpoint = (work_dir / 'last_checkpoint').read_text()
     draw_task = draw_detections if cfg.default_scope == 'mmdet' else draw_segmentations
-    model = draw_task(cfg, checkpoint, work_dir / 'predictions.png')
+    model = draw_task(cfg, checkpoint, work_dir / PICTURE)
     return sum(p.numel() for p in model.parameters())
 
 
 def draw_detections(cfg: Config, checkpoint: str, path: Path) -> torch.nn.Module:
+    from mmcv.ops import nms
     from mmdet.apis import inference_detector, init_detector
 
     model = init_detector(cfg, checkpoint, device='cpu')
     coco = COCO(cfg.val_evaluator.ann_file)
-    figure, axes = plt.subplots(2, PICTURES, figsize=(2.6 * PICTURES, 5.8))
-    for column, info in zip(axes.T, coco.loadImgs(coco.getImgIds()[:PICTURES])):
+    figure, axes = plt.subplots(2, COLUMNS, figsize=(2.6 * COLUMNS, 5.8))
+    for column, info in zip(axes.T, coco.loadImgs(coco.getImgIds()[:COLUMNS])):
         file = DATA / 'images' / 'validation' / info['file_name']
         image = mmcv.imread(str(file))
         truth = coco.loadAnns(coco.getAnnIds(info['id']))
@@ -122,14 +128,16 @@ def draw_detections(cfg: Config, checkpoint: str, path: Path) -> torch.nn.Module
             [(*a['bbox'], coco.cats[a['category_id']]['name']) for a in truth],
             'ground truth',
         )
-        found = inference_detector(model, image).pred_instances.numpy()
+        found = inference_detector(model, image).pred_instances
+        # One box per digit, whatever its class: pictures want fewer boxes than the metric.
+        found = found[found.scores > SCORE_THRESHOLD]
+        found = found[nms(found.bboxes, found.scores, 0.5)[1]].numpy()
         draw_boxes(
             column[1],
             image,
             [
                 (x0, y0, x1 - x0, y1 - y0, f'{label} ({score:.2f})')
                 for (x0, y0, x1, y1), label, score in zip(found.bboxes, found.labels, found.scores)
-                if score > SCORE_THRESHOLD
             ],
             'prediction',
         )
@@ -151,8 +159,8 @@ def draw_segmentations(cfg: Config, checkpoint: str, path: Path) -> torch.nn.Mod
 
     model = init_model(cfg, checkpoint, device='cpu')
     palette = np.array([*cfg.metainfo.palette, [0, 0, 0]], np.uint8)
-    files = sorted((DATA / 'images' / 'validation').glob('*.jpg'))[:PICTURES]
-    figure, axes = plt.subplots(3, PICTURES, figsize=(2.6 * PICTURES, 8.6))
+    files = sorted((DATA / 'images' / 'validation').glob('*.jpg'))[:COLUMNS]
+    figure, axes = plt.subplots(3, COLUMNS, figsize=(2.6 * COLUMNS, 8.6))
     for column, file in zip(axes.T, files):
         image = mmcv.imread(str(file))
         labels = mmcv.imread(

@@ -26,7 +26,8 @@ STAMP = 'mmpoolformer-stack'
 BUILD_TOOLS = ['pip', 'wheel', 'ninja', 'packaging', 'psutil', 'setuptools>=80,<81']
 # Importing these loads every compiled part: mmcv's ops, torchvision's, OpenCV, SciPy.
 HEALTH_CHECK = (
-    'import mmcv._ext, mmcv.ops, mmdet.apis, mmseg.apis, timm, mim, skimage, sklearn, pytest; '
+    'import mmcv._ext, mmcv.ops, mmdet.apis, mmseg.apis, timm, mim, skimage, sklearn; '
+    'import matplotlib.pyplot, rich, yaml, pytest, xdist, ruff; '
     'import mmpoolformer; print(mmpoolformer.__file__)'
 )
 
@@ -54,36 +55,59 @@ def main():
         sys.exit(f'error: {error}')
     except subprocess.CalledProcessError as error:
         sys.exit(f'error: this failed, see above: {shlex.join(map(str, error.cmd))}')
+    except OSError as error:
+        sys.exit(f'error: {error}')
     print(f'{args.stack} stack ready in {venv} ({time.time() - started:.0f} s)', flush=True)
 
 
 def ensure(venv, stack, requested):
     """Check the environment, and make or repair it where needed."""
     requirements = ROOT / 'requirements' / f'{stack}.txt'
-    interpreter, version = find_python(stack, requested)
-    stamp = f'{version} {hashlib.sha256(requirements.read_bytes()).hexdigest()}'
     python = venv / 'bin' / 'python'
+    present = python_version(str(python))
+    if not requested and supports(stack, present):
+        interpreter, version = base_python(python), present  # whatever it was made with
+    else:
+        interpreter, version = find_python(stack, requested)
+    stamp = f'{version} {hashlib.sha256(requirements.read_bytes()).hexdigest()}'
     stamp_file = venv / STAMP
     if stamp_file.is_file() and stamp_file.read_text() == stamp:
         problem = check_health(python)
         if not problem:
             return
         print(f'{venv} is broken, making it anew:\n{problem}', flush=True)
-        shutil.rmtree(venv)
-    elif venv.exists() and python_version(str(python)) != version:
+        remove(venv)
+    elif venv.exists() and present != version:
         print(f'{venv} has no working Python {version}, making it anew', flush=True)
-        shutil.rmtree(venv)
+        remove(venv)
     stamp_file.unlink(missing_ok=True)
     check_prerequisites(interpreter, venv)
 
     problem = install(venv, interpreter, requirements)
     if problem:
         print(f'{venv} does not work, making it anew once:\n{problem}', flush=True)
-        shutil.rmtree(venv)
+        remove(venv)
+        shutil.rmtree(CACHE / 'wheels', ignore_errors=True)
         problem = install(venv, interpreter, requirements)
     if problem:
         raise SetupError(f'the environment does not work:\n{problem}')
     stamp_file.write_text(stamp)
+
+
+def remove(venv):
+    """Delete an environment, and never a folder that is something else."""
+    if not (venv / 'pyvenv.cfg').is_file() and any(venv.iterdir()):
+        raise SetupError(
+            f'{venv} holds other things than a virtual environment: '
+            'remove it yourself, or give VENV another folder'
+        )
+    (venv / STAMP).unlink(missing_ok=True)  # so that an interrupted removal is noticed
+    shutil.rmtree(venv)
+
+
+def supports(stack, version):
+    lowest, highest = PYTHONS[stack]
+    return bool(version) and lowest <= tuple(map(int, version.split('.')[:2])) <= highest
 
 
 def find_python(stack, requested):
@@ -95,7 +119,7 @@ def find_python(stack, requested):
     for name in candidates:
         for command in (name, pyenv_python(name)):
             version = command and python_version(command)
-            if version and lowest <= tuple(map(int, version.split('.')[:2])) <= highest:
+            if supports(stack, version):
                 return command, version
             if version:
                 seen.append(f'{command} is {version}')
@@ -118,6 +142,12 @@ def python_version(command):
     return run.stdout.decode().strip() if run.returncode == 0 else None
 
 
+def base_python(python):
+    """Return the interpreter that a virtual environment was made with."""
+    code = 'import sys; print(sys._base_executable)'
+    return subprocess.run([python, '-c', code], stdout=subprocess.PIPE).stdout.decode().strip()
+
+
 def pyenv_python(name):
     """Return the interpreter behind a pyenv shim, which fails unless its version is active."""
     if not shutil.which('pyenv'):
@@ -134,8 +164,13 @@ def pyenv_python(name):
 def check_prerequisites(interpreter, venv):
     """Name everything that is missing before anything starts."""
     missing = []
-    if not shutil.which(compiler()):
-        missing.append(f'a C++17 compiler ({compiler()}), for example: apt-get install g++')
+    if not shutil.which(compiler()[0]):
+        missing.append(f'a C++17 compiler ({compiler()[0]}), for example: apt-get install g++')
+    if shutil.which('nvidia-smi') and not (shutil.which('nvcc') or os.environ.get('CUDA_HOME')):
+        missing.append(
+            'the CUDA toolkit (nvcc), with which mmcv builds its ops for the GPU here; '
+            'CUDA_VISIBLE_DEVICES= in front of make builds them for the CPU alone'
+        )
     code = (
         'import ensurepip, venv, sysconfig, os; '
         'assert os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h"))'
@@ -145,17 +180,16 @@ def check_prerequisites(interpreter, venv):
             f'the venv module and the C headers of {interpreter}, '
             'for example: apt-get install python3-venv python3-dev'
         )
-    free_gb = shutil.disk_usage(venv.parent).free / 1e9
-    if free_gb < DISK_GB:
-        missing.append(
-            f'{DISK_GB} GB of free disk space at {venv.parent} (there are {free_gb:.1f})'
-        )
+    parent = next(folder for folder in venv.parents if folder.exists())
+    free_gb = shutil.disk_usage(parent).free / 1e9
+    if not venv.exists() and free_gb < DISK_GB:
+        missing.append(f'{DISK_GB} GB of free disk space at {parent} (there are {free_gb:.1f})')
     if missing:
         raise SetupError('missing prerequisites:\n  ' + '\n  '.join(missing))
 
 
 def compiler():
-    return os.environ.get('CXX', 'c++')
+    return shlex.split(os.environ.get('CXX', 'c++'))
 
 
 def install(venv, interpreter, requirements):
@@ -210,6 +244,7 @@ def check_health(python):
             [python, '-W', 'ignore', '-c', HEALTH_CHECK],
             capture_output=True,
             cwd='/',
+            env={key: value for key, value in os.environ.items() if key != 'PYTHONPATH'},
         )
         package = run.stdout.decode().strip().splitlines()[-1:]
         if package == [str(ROOT / 'mmpoolformer' / '__init__.py')]:
@@ -222,8 +257,9 @@ def check_health(python):
 def mmcv_wheel(python, pin):
     """Return a wheel of mmcv with its ops for this Python and torch, built or from the cache."""
     code = (
-        'import sys, torch; gpu = "cuda" if torch.cuda.is_available() else "cpu"; '
-        'print(f"py{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-{gpu}")'
+        'import sys, sysconfig, torch; gpu = "cuda" if torch.cuda.is_available() else "cpu"; '
+        'python = f"py{sys.version_info[0]}{sys.version_info[1]}-{sysconfig.get_platform()}"; '
+        'print(f"{python}-torch{torch.__version__}-{gpu}")'
     )
     key = subprocess.run([python, '-c', code], check=True, stdout=subprocess.PIPE)
     folder = CACHE / 'wheels' / f'{pin.replace("==", "-")}-{key.stdout.decode().strip()}'
@@ -232,7 +268,8 @@ def mmcv_wheel(python, pin):
         partial.mkdir(parents=True)
         try:
             build_mmcv(python, pin, partial)
-            partial.rename(folder)
+            if not folder.exists():  # another run may have been faster
+                partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return next(folder.glob('*.whl'))
@@ -257,7 +294,8 @@ def build_mmcv(python, pin, folder):
     ).stdout.decode()
     print('      precompiling the headers of torch', flush=True)
     call(
-        *shlex.split(f'{compiler()} {flags} -fPIC -std=c++17 -w {torch_flags}'),
+        *compiler(),
+        *shlex.split(f'{flags} -fPIC -std=c++17 -w {torch_flags}'),
         '-DTORCH_EXTENSION_NAME=_ext',
         '-DTORCH_API_INCLUDE_EXTENSION_H',
         *('-x', 'c++-header', header, '-o', f'{header}.gch'),

@@ -7,6 +7,7 @@ from mmpoolformer.launch import (
     add_common_arguments,
     build_runner,
     load_config,
+    require,
     run,
     write_metrics,
 )
@@ -31,45 +32,57 @@ def main():
     if args.show_dir:
         draw_predictions(cfg, args.show_dir)
     if args.tta:
-        enable_tta(cfg, args.config)
+        enable_tta(cfg)
     if args.out:
         save_predictions(cfg, args.out)
     write_metrics(cfg, 'test', build_runner(cfg, 'test').test())
 
 
 def draw_predictions(cfg, show_dir):
-    hook = cfg.default_hooks.get('visualization')
-    if hook is None:
-        raise LaunchError(
-            '--show-dir needs default_hooks.visualization in the config, '
-            "dict(type='DetVisualizationHook') or dict(type='SegVisualizationHook')"
-        )
+    hook = require(cfg, 'default_hooks.visualization', '--show-dir')
     hook.draw = True
     if cfg.default_scope == 'mmdet':
         hook.test_out_dir = show_dir  # below the run's own folder, as in mmdet
     else:
-        cfg.visualizer.save_dir = show_dir
+        require(cfg, 'visualizer', '--show-dir').save_dir = show_dir
 
 
-def enable_tta(cfg, config):
-    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
-        raise LaunchError(f'--tta: {config} has no tta_model and tta_pipeline; add them')
-    if cfg.model.get('roi_head', {}).get('mask_head'):
-        raise LaunchError('--tta merges boxes only: mmdet has no test-time augmentation for masks')
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+def enable_tta(cfg):
+    dataset = require(cfg, 'test_dataloader.dataset', '--tta')
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if cfg.default_scope == 'mmdet':
+        if (cfg.model.get('roi_head') or {}).get('mask_head'):
+            raise LaunchError('--tta merges boxes only: mmdet has none for masks')
+        cfg.setdefault('tta_model', DETECTION_TTA_MODEL)
+        cfg.setdefault('tta_pipeline', [*dataset.pipeline[:-1], flip_tta(dataset.pipeline[-1])])
+    dataset.pipeline = require(cfg, 'tta_pipeline', '--tta')
+    cfg.model = dict(**require(cfg, 'tta_model', '--tta'), module=cfg.model)
+
+
+# What mmdet does for a config that does not say: both flips, merged by NMS.
+DETECTION_TTA_MODEL = dict(
+    type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+)
+
+
+def flip_tta(pack):
+    meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+    pack = dict(pack, meta_keys=(*meta_keys, 'flip', 'flip_direction'))
+    flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+    return dict(type='TestTimeAug', transforms=[flips, [pack]])
 
 
 def save_predictions(cfg, out):
+    evaluators = require(cfg, 'test_evaluator', '--out')
+    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
     if cfg.default_scope == 'mmdet':
         if not out.endswith(('.pkl', '.pickle')):
             raise LaunchError(f'--out {out}: a detector saves its predictions to a .pkl file')
-        evaluators = cfg.test_evaluator
-        evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
-        cfg.test_evaluator = [*evaluators, dict(type='DumpDetResults', out_file_path=out)]
+        evaluators = [*evaluators, dict(type='DumpDetResults', out_file_path=out)]
     else:
-        cfg.test_evaluator.output_dir = out
-        cfg.test_evaluator.keep_results = True
+        evaluators[0].update(output_dir=out, keep_results=True)
+    cfg.test_evaluator = evaluators
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ from mmpoolformer.launch import (
     add_common_arguments,
     build_runner,
     load_config,
+    require,
     run,
     write_metrics,
 )
@@ -39,11 +40,7 @@ def main():
     if args.amp:
         enable_amp(cfg)
     if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise LaunchError(
-                f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size; '
-                'add auto_scale_lr=dict(base_batch_size=N)'
-            )
+        require(cfg, 'auto_scale_lr.base_batch_size', '--auto-scale-lr')
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
         cfg.resume = True
@@ -59,7 +56,7 @@ def main():
 def enable_amp(cfg):
     if not torch.cuda.is_available():
         raise LaunchError('--amp needs a GPU: mmengine has no mixed precision for the CPU')
-    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    wrapper = require(cfg, 'optim_wrapper', '--amp').get('type', 'OptimWrapper')
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise LaunchError(f'--amp replaces an OptimWrapper, but optim_wrapper is a {wrapper}')
     cfg.optim_wrapper.type = 'AmpOptimWrapper'

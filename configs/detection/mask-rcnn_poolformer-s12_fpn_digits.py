@@ -1,4 +1,4 @@
-_base_ = ['./_base_/mask-rcnn_poolformer-s12_fpn.py', './_base_/digits_instance.py']
+_base_ = ['./_base_/mask-rcnn_poolformer-s12_fpn.py', './_base_/digits.py']
 
 # From random weights in minutes: a larger LayerScale, and a slim neck and heads with norms.
 norm_cfg = dict(type='GN', num_groups=16)
@@ -17,3 +17,6 @@ model = dict(
     ),
     train_cfg=dict(rcnn=dict(sampler=dict(num=64))),
 )
+
+val_evaluator = dict(metric=['bbox', 'segm'])
+test_evaluator = val_evaluator

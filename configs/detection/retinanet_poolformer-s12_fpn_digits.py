@@ -1,4 +1,4 @@
-_base_ = ['./_base_/retinanet_poolformer-s12_fpn.py', './_base_/digits_detection.py']
+_base_ = ['./_base_/retinanet_poolformer-s12_fpn.py', './_base_/digits.py']
 
 # From random weights in minutes: a larger LayerScale, and a slim neck and head with norms.
 norm_cfg = dict(type='GN', num_groups=16)

@@ -63,12 +63,13 @@ val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 
 # Small enough for two CPU cores.
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=600, val_interval=600)
+randomness = dict(seed=0)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=800, val_interval=800)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type='PolyLR', power=0.9, by_epoch=False, begin=30, end=600, eta_min=0.0),
+    dict(type='PolyLR', power=0.9, by_epoch=False, begin=30, end=800, eta_min=0.0),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
