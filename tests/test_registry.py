@@ -63,7 +63,7 @@ def test_named_types_build_their_arch_and_take_style(toolbox):
 
 def test_a_broken_toolbox_is_named_and_does_not_stop_the_other(tmp_path):
     (tmp_path / 'mmdet').mkdir()
-    (tmp_path / 'mmdet' / '__init__.py').write_text("raise ImportError('no such mmcv')")
+    (tmp_path / 'mmdet' / '__init__.py').write_text("raise ModuleNotFoundError('no such mmcv')")
     code = "import mmpoolformer, mmseg.registry as r; print(r.MODELS.get('mmseg.PoolFormer'))"
     run = subprocess.run(
         [sys.executable, '-c', code],
