@@ -144,7 +144,7 @@ def python_version(command):
 
 def base_python(python):
     """Return the interpreter that a virtual environment was made with."""
-    code = 'import sys; print(sys._base_executable)'
+    code = 'import sys; print(sys.base_prefix + "/bin/python3." + str(sys.version_info[1]))'
     return subprocess.run([python, '-c', code], stdout=subprocess.PIPE).stdout.decode().strip()
 
 

@@ -41,6 +41,7 @@ def main():
 def draw_predictions(cfg, show_dir):
     hook = require(cfg, 'default_hooks.visualization', '--show-dir')
     hook.draw = True
+    hook.interval = 1  # every image on both stacks
     if cfg.default_scope == 'mmdet':
         hook.test_out_dir = show_dir  # below the run's own folder, as in mmdet
     else:
