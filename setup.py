@@ -59,6 +59,7 @@ setup(
             'mmdet>=3.3.0',
             'mmsegmentation>=1.2.2',
         ],
+        'weights': ['timm', 'huggingface_hub', 'safetensors'],
         'digits': ['rich', 'scikit-image', 'scikit-learn', 'opencv-python', 'pycocotools'],
     },
     cmdclass={'build_py': BuildWithMim},

@@ -4,10 +4,12 @@
 """
 
 from .archs import ARCHS, Arch
+from .checkpoints import CheckpointError, register_loaders
 from .poolformer import PoolFormer
 from .registry import register_backbones
 from .version import __version__
 
-__all__ = ['ARCHS', 'Arch', 'PoolFormer', '__version__']
+__all__ = ['ARCHS', 'Arch', 'CheckpointError', 'PoolFormer', '__version__']
 
 register_backbones()
+register_loaders()

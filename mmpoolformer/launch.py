@@ -13,13 +13,15 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+
+from .checkpoints import CheckpointError, register_loaders
+from .registry import BACKBONES
 
 INSTALL_HINTS = {
     'mmdet': 'pip install onedl-mmdetection (or the classic mmdet)',
@@ -36,14 +38,8 @@ def run(main: Callable[[], None]) -> None:
     """Call ``main`` and turn the errors a user can mend into a message and exit code 1."""
     try:
         main()
-    except LaunchError as error:
+    except (LaunchError, CheckpointError) as error:
         sys.exit(f'error: {error}')
-    except URLError as error:
-        sys.exit(
-            f'error: a download failed ({error.reason}). Fetch the file elsewhere and name it with '
-            '--cfg-options model.backbone.init_cfg.checkpoint=FILE (backbone weights) or '
-            'load_from=FILE (whole model)'
-        )
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -61,6 +57,11 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE',
         help='override config entries, for example train_dataloader.batch_size=4; '
         'a list is written key="[a,b]" or key=a,b',
+    )
+    parser.add_argument(
+        '--allow-pickle',
+        action='store_true',
+        help='read checkpoints that execute code; only for files whose author you trust',
     )
     parser.add_argument(
         '--launcher',
@@ -105,6 +106,11 @@ def load_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = os.path.join('work_dirs', path.stem)
     _check_installed(cfg, path)
+    register_loaders(replace=True, allow_pickle=args.allow_pickle)
+    for node in _walk(cfg.model):
+        ours = str(node.get('type')).split('.')[-1] in BACKBONES
+        if args.allow_pickle and ours and isinstance(node.get('init_cfg'), dict):
+            node['init_cfg']['allow_pickle'] = True
     return cfg
 
 

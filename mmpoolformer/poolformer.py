@@ -10,11 +10,12 @@ from __future__ import annotations
 import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
-from mmengine.model import BaseModule, trunc_normal_init
+from mmengine.model import BaseModule, PretrainedInit, trunc_normal_init, update_init_info
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .archs import NUM_STAGES, Arch, is_integer, is_number, resolve_arch
+from .checkpoints import load_pretrained
 
 # The stem divides both sides by 4 and each of the three later stages by 2.
 MIN_SIZE = 32
@@ -144,7 +145,8 @@ class PoolFormer(BaseModule):
         frozen_stages: ``-1`` freezes nothing, ``0`` the stem, ``k`` the stem and
             the first ``k`` stages with their output norms.
         with_cp: Recompute each block in the backward pass to save memory.
-        init_cfg: Initialisation config of mmengine.
+        init_cfg: Initialisation config of mmengine. ``dict(type='Pretrained', checkpoint=…)``
+            takes the sources and layouts of :func:`~mmpoolformer.checkpoints.load_pretrained`.
 
     Raises:
         ValueError: An argument, or later an input, outside of what is described
@@ -275,6 +277,30 @@ class PoolFormer(BaseModule):
                 f'with H and W at least {MIN_SIZE}. Add a batch axis, set in_channels, or resize '
                 'or pad the images'
             )
+
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says; pretrained weights fit completely or raise.
+
+        Raises:
+            CheckpointError: See :func:`~mmpoolformer.checkpoints.load_pretrained`.
+        """
+        if self.is_init:
+            return
+        own_cfg = self.init_cfg
+        cfgs = [own_cfg] if isinstance(own_cfg, dict) else own_cfg or []
+        pretrained = [cfg for cfg in cfgs if cfg['type'] in ('Pretrained', PretrainedInit)]
+        self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
+        super().init_weights()
+        self.init_cfg = own_cfg
+        for cfg in pretrained:
+            report = load_pretrained(
+                self,
+                cfg['checkpoint'],
+                prefix=cfg.get('prefix') or '',
+                allow_pickle=cfg.get('allow_pickle', False),
+            )
+            if hasattr(self, '_params_init_info'):  # mmengine's log of a whole model
+                update_init_info(self, init_info=f'pretrained weights from {report}')
 
     def train(self, mode: bool = True) -> PoolFormer:
         """Set the training mode, keeping frozen stages in evaluation mode."""

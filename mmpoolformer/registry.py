@@ -14,6 +14,25 @@ from .poolformer import PoolFormer
 TOOLBOXES = ('mmdet', 'mmseg')
 
 
+def _named_backbone(arch: str):
+    def backbone(style: str = 'pytorch', **kwargs) -> PoolFormer:
+        return PoolFormer(arch=arch, **kwargs)
+
+    backbone.__name__ = f'poolformer_{arch}_feat'
+    backbone.__doc__ = (
+        f'PoolFormer-{arch.upper()} as the official configs name it. '
+        '``style`` is accepted because they pass it, and has no meaning.'
+    )
+    return backbone
+
+
+# What configs may name, with and without a toolbox's scope.
+BACKBONES = {
+    'PoolFormer': PoolFormer,
+    **{f'poolformer_{arch}_feat': _named_backbone(arch) for arch in ARCHS},
+}
+
+
 def register_backbones() -> None:
     """Register the backbones with mmengine and with each installed toolbox.
 
@@ -22,9 +41,8 @@ def register_backbones() -> None:
     toolbox's ``registry`` module does not import its models.
     """
     for registry in (MODELS, *_toolbox_registries()):
-        registry.register_module(module=PoolFormer)
-        for arch in ARCHS:
-            registry.register_module(module=_named_backbone(arch))
+        for name, backbone in BACKBONES.items():
+            registry.register_module(name, module=backbone)
 
 
 def _toolbox_registries() -> list[Registry]:
@@ -41,15 +59,3 @@ def _toolbox_registries() -> list[Registry]:
                 stacklevel=3,
             )
     return registries
-
-
-def _named_backbone(arch: str):
-    def backbone(style: str = 'pytorch', **kwargs) -> PoolFormer:
-        return PoolFormer(arch=arch, **kwargs)
-
-    backbone.__name__ = f'poolformer_{arch}_feat'
-    backbone.__doc__ = (
-        f'PoolFormer-{arch.upper()} as the official configs name it. '
-        '``style`` is accepted because they pass it, and has no meaning.'
-    )
-    return backbone

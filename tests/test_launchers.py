@@ -274,7 +274,7 @@ def test_a_failed_download_is_named(trained, tmp_path, capsys, monkeypatch):
     options.append(f'model.backbone.init_cfg.checkpoint={url}')
     args = [SEM_FPN, '--work-dir', tmp_path / 'work', *options]
     message = tool_error(capsys, 'train', *args)
-    assert 'download failed' in message and 'init_cfg.checkpoint=FILE' in message
+    assert f'{url} cannot be downloaded' in message and 'give its path' in message
 
 
 @pytest.mark.parametrize('tool', ['train', 'test', 'make_digits_dataset'])

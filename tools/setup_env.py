@@ -27,7 +27,7 @@ BUILD_TOOLS = ['pip', 'wheel', 'ninja', 'packaging', 'psutil', 'setuptools>=80,<
 # Importing these loads every compiled part: mmcv's ops, torchvision's, OpenCV, SciPy.
 HEALTH_CHECK = (
     'import mmcv._ext, mmcv.ops, mmdet.apis, mmseg.apis, timm, mim, skimage, sklearn; '
-    'import matplotlib.pyplot, rich, yaml, pytest, xdist, ruff; '
+    'import matplotlib.pyplot, rich, yaml, pytest, xdist, hypothesis, ruff, transformers; '
     'import mmpoolformer; print(mmpoolformer.__file__)'
 )
 

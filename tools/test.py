@@ -35,7 +35,17 @@ def main():
         enable_tta(cfg)
     if args.out:
         save_predictions(cfg, args.out)
-    write_metrics(cfg, 'test', build_runner(cfg, 'test').test())
+    runner = build_runner(cfg, 'test')
+    load_whole_model(runner, args.checkpoint)
+    write_metrics(cfg, 'test', runner.test())
+
+
+def load_whole_model(runner, checkpoint):
+    """Load every tensor of the model, where mmengine would pass over keys that do not match."""
+    try:
+        runner.load_checkpoint(checkpoint, strict=True)
+    except RuntimeError as error:
+        raise LaunchError(f'{checkpoint} does not fit the model: {error}') from error
 
 
 def draw_predictions(cfg, show_dir):

@@ -1,0 +1,221 @@
+"""Key names of PoolFormer checkpoints: one small table per source, read in both directions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import lru_cache
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..archs import ARCHS, NUM_STAGES, Arch
+
+MAX_BLOCKS = 100  # in a stage; the largest published one has 24
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or that does not fit; nothing was loaded."""
+
+
+class Layout(NamedTuple):
+    """How one source names the tensors of a PoolFormer.
+
+    ``{stage}`` counts from 0, ``{net}`` is its entry of the official ``network`` (twice the
+    stage) and ``{down}`` the entry of the downsampling before it.
+
+    Attributes:
+        root: What stands before the backbone's names where a classifier is saved.
+        backbone: Names of the backbone's parts, without ``root``.
+        classifier: Full names of the classification norm and head.
+    """
+
+    root: str
+    backbone: dict[str, str]
+    classifier: dict[str, str]
+
+
+OFFICIAL_BACKBONE = dict(
+    stem='patch_embed.proj',
+    downsample='network.{down}.proj',
+    norm1='network.{net}.{block}.norm1',
+    norm2='network.{net}.{block}.norm2',
+    layer_scale_1='network.{net}.{block}.layer_scale_1',
+    layer_scale_2='network.{net}.{block}.layer_scale_2',
+    fc1='network.{net}.{block}.mlp.fc1',
+    fc2='network.{net}.{block}.mlp.fc2',
+)
+
+LAYOUTS = {
+    # sail-sg/poolformer, and this package: ImageNet files, and mmdet's and mmseg's whole models.
+    'official': Layout(
+        root='',
+        backbone=dict(OFFICIAL_BACKBONE, out_norm='norm{net}'),
+        classifier=dict(norm='norm', head='head'),
+    ),
+    # Its only output norm is the classification norm, under the name of the last stage's.
+    'mmpretrain': Layout(
+        root='backbone.',
+        backbone=OFFICIAL_BACKBONE,
+        classifier=dict(norm='backbone.norm6', head='head.fc'),
+    ),
+    'timm': Layout(
+        root='',
+        backbone=dict(
+            stem='stem.conv',
+            downsample='stages.{stage}.downsample.conv',
+            norm1='stages.{stage}.blocks.{block}.norm1',
+            norm2='stages.{stage}.blocks.{block}.norm2',
+            layer_scale_1='stages.{stage}.blocks.{block}.layer_scale1.scale',
+            layer_scale_2='stages.{stage}.blocks.{block}.layer_scale2.scale',
+            fc1='stages.{stage}.blocks.{block}.mlp.fc1',
+            fc2='stages.{stage}.blocks.{block}.mlp.fc2',
+        ),
+        classifier=dict(norm='head.norm', head='head.fc'),
+    ),
+    'hf': Layout(
+        root='poolformer.',
+        backbone=dict(
+            stem='encoder.patch_embeddings.0.projection',
+            downsample='encoder.patch_embeddings.{stage}.projection',
+            norm1='encoder.block.{stage}.{block}.before_norm',
+            norm2='encoder.block.{stage}.{block}.after_norm',
+            layer_scale_1='encoder.block.{stage}.{block}.layer_scale_1',
+            layer_scale_2='encoder.block.{stage}.{block}.layer_scale_2',
+            fc1='encoder.block.{stage}.{block}.output.conv1',
+            fc2='encoder.block.{stage}.{block}.output.conv2',
+        ),
+        classifier=dict(norm='norm', head='classifier'),
+    ),
+}
+
+
+class Part(NamedTuple):
+    """What a tensor is, whatever its source calls it."""
+
+    name: str
+    stage: int = 0
+    block: int = 0
+    kind: str = ''  # 'weight', 'bias', or nothing for LayerScale
+
+    def key(self, layout: str) -> str | None:
+        """The full name in a layout, or None where the layout has no such part."""
+        root, backbone, classifier = LAYOUTS[layout]
+        if self.name in classifier:
+            name = classifier[self.name]
+        elif self.name in backbone:
+            net = 2 * self.stage
+            numbers = dict(stage=self.stage, block=self.block, net=net, down=net - 1)
+            name = root + backbone[self.name].format(**numbers)
+        else:
+            return None
+        return f'{name}.{self.kind}' if self.kind else name
+
+
+class Weights(NamedTuple):
+    """The tensors of a PoolFormer found in a checkpoint.
+
+    Attributes:
+        layout: Name in :data:`LAYOUTS`.
+        prefix: What stands before the layout's own names (``module.``, ``backbone.``, …).
+        tensors: The PoolFormer's tensors.
+        others: Keys that belong to something else, such as a detector's heads.
+    """
+
+    layout: str
+    prefix: str
+    tensors: dict[Part, Tensor]
+    others: list[str]
+
+    def to(self, layout: str) -> dict[str, Tensor]:
+        """The state dict in a layout; parts that it has no name for are left out."""
+        named = ((part.key(layout), tensor) for part, tensor in self.tensors.items())
+        return {key: tensor for key, tensor in named if key is not None}
+
+    @property
+    def arch(self) -> Arch:
+        """Blocks and channels per stage as far as the tensors tell, 0 for stages without any."""
+        layers, dims = [0] * NUM_STAGES, [0] * NUM_STAGES
+        for part, tensor in self.tensors.items():
+            if part.name == 'fc1' and part.kind == 'weight' and tensor.ndim >= 2:
+                layers[part.stage] = max(layers[part.stage], part.block + 1)
+                dims[part.stage] = tensor.shape[1]
+        return Arch(tuple(layers), tuple(dims))
+
+    @property
+    def arch_name(self) -> str:
+        return arch_name(self.arch)
+
+
+def arch_name(arch: Arch) -> str:
+    """The published name of an architecture's blocks and channels, or a description of them."""
+    for name, known in ARCHS.items():
+        if (known.layers, known.embed_dims) == (tuple(arch.layers), tuple(arch.embed_dims)):
+            return name
+    return f'dict(layers={tuple(arch.layers)}, embed_dims={tuple(arch.embed_dims)})'
+
+
+def find_weights(state_dict: dict[str, Tensor], prefix: str = '') -> Weights:
+    """Recognise the layout of a state dict by its keys, behind any prefix.
+
+    Args:
+        state_dict: Names and tensors of a backbone, a classifier, a detector or a segmentor.
+        prefix: What the backbone's keys start with; by default, whatever most of them do.
+
+    Raises:
+        CheckpointError: No key belongs to a PoolFormer.
+    """
+    candidates = {
+        layout: {key: _split(layout, key) for key in state_dict}
+        for layout in ('official', 'timm', 'hf')
+    }
+    votes = Counter(
+        (layout, found[1])
+        for layout, keys in candidates.items()
+        for found in keys.values()
+        if found and found[0].name != 'out_norm' and found[1].startswith(prefix)
+    )
+    if not votes:
+        keys = ', '.join(list(state_dict)[:5]) or 'none'
+        behind = f' behind {prefix!r}' if prefix else ''
+        raise CheckpointError(
+            f'it holds no tensor of a PoolFormer{behind}. Its first keys: {keys}. '
+            f'Known layouts: {", ".join(LAYOUTS)}'
+        )
+    layout, prefix = votes.most_common(1)[0][0]
+    parts = {key: found[0] for key, found in candidates[layout].items() if found}
+    parts = {key: part for key, part in parts.items() if candidates[layout][key][1] == prefix}
+    if layout == 'official' and f'{prefix.removesuffix("backbone.")}head.fc.weight' in state_dict:
+        layout = 'mmpretrain'
+        parts = {key: part for key, part in parts.items() if part.name != 'out_norm'}
+    outer = prefix.removesuffix(LAYOUTS[layout].root)
+    for name in LAYOUTS[layout].classifier:
+        for kind in ('weight', 'bias'):
+            part = Part(name, kind=kind)
+            parts[outer + part.key(layout)] = part
+    tensors = {parts[key]: tensor for key, tensor in state_dict.items() if key in parts}
+    others = [key for key in state_dict if key not in parts]
+    return Weights(layout, outer, tensors, others)
+
+
+def _split(layout: str, key: str) -> tuple[Part, str] | None:
+    """Take a backbone's key apart into what it names and the prefix before that."""
+    known = _backbone_keys(layout)
+    start = 0
+    while start >= 0:
+        if key[start:] in known:
+            return known[key[start:]], key[:start]
+        start = key.find('.', start) + 1 or -1
+    return None
+
+
+@lru_cache
+def _backbone_keys(layout: str) -> dict[str, Part]:
+    """Every name that a layout has for a backbone's part, without the root."""
+    parts = []
+    for name, template in LAYOUTS[layout].backbone.items():
+        for stage in range(1 if name == 'downsample' else 0, 1 if name == 'stem' else NUM_STAGES):
+            for block in range(MAX_BLOCKS if '{block}' in template else 1):
+                kinds = [''] if name.startswith('layer_scale') else ['weight', 'bias']
+                parts += [Part(name, stage, block, kind) for kind in kinds]
+    root = LAYOUTS[layout].root
+    return {part.key(layout).removeprefix(root): part for part in parts}

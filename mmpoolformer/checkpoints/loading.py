@@ -1,0 +1,209 @@
+"""Load the weights of any known layout into a backbone: all of them, or none and an error."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from .layouts import CheckpointError, Part, Weights, arch_name, find_weights
+from .reading import read_state_dict
+
+CLASSIFIER_PARTS = ('norm', 'head')
+
+
+class Report(NamedTuple):
+    """What a checkpoint holds and what became of it.
+
+    Attributes:
+        source: Where it was read from.
+        layout: Name of its layout.
+        prefix: What stands before the layout's own names.
+        arch: Name or description of its architecture.
+        loaded: Number of tensors loaded; ``None`` when it was only inspected.
+        notes: What is at its initial value, left out, adapted or unexpected, by kind.
+    """
+
+    source: str
+    layout: str
+    prefix: str
+    arch: str
+    loaded: int | None
+    notes: dict[str, str]
+
+    def __str__(self) -> str:
+        rows = {'layout': self.layout + (f', behind {self.prefix!r}' if self.prefix else '')}
+        rows['arch'] = self.arch
+        if self.loaded is not None:
+            rows['loaded'] = f'{self.loaded} tensors'
+        rows.update(self.notes)
+        return '\n'.join([self.source, *(f'  {key:<10} {value}' for key, value in rows.items())])
+
+
+def load_pretrained(
+    model: nn.Module, source: str, prefix: str = '', allow_pickle: bool = False
+) -> Report:
+    """Load pretrained weights into a PoolFormer, after every check has passed.
+
+    Args:
+        model: A :class:`~mmpoolformer.PoolFormer`.
+        source: A path, a URL, ``timm://NAME`` or ``hf://OWNER/NAME``, in any layout.
+        prefix: What the backbone's keys start with, if the file holds several.
+        allow_pickle: Read files that execute code; only for files whose author you trust.
+
+    Returns:
+        The report, which is also logged.
+
+    Raises:
+        CheckpointError: The file cannot be read, is none of a PoolFormer, is one of another
+            architecture, lacks tensors, or has ones of other shapes, with NaN or Inf. The model
+            is as it was.
+    """
+    state_dict = read_state_dict(source, allow_pickle)
+    try:
+        weights = find_weights(state_dict, prefix)
+        tensors, notes = _fit(weights, model)
+    except CheckpointError as error:
+        raise CheckpointError(f'{source}: {error}') from error
+    own = model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            own[key].copy_(tensor)
+    report = Report(
+        str(source), weights.layout, weights.prefix, weights.arch_name, len(tensors), notes
+    )
+    print_log(f'pretrained weights from {report}', logger='current')
+    return report
+
+
+def inspect(source: str, allow_pickle: bool = False) -> Report:
+    """Report what a checkpoint holds, without a model.
+
+    Raises:
+        CheckpointError: As in :func:`load_pretrained`, but for what concerns a model.
+    """
+    weights = find_weights(read_state_dict(source, allow_pickle))
+    _check_values(weights)
+    parts = {part.name for part in weights.tensors}
+    notes = {'tensors': str(len(weights.tensors))}
+    notes['norms'] = _summary(
+        [part.key(weights.layout) for part in weights.tensors if part.name in ('out_norm', 'norm')]
+    )
+    notes['head'] = 'present' if 'head' in parts else 'absent'
+    notes['others'] = _summary(weights.others)
+    return Report(str(source), weights.layout, weights.prefix, weights.arch_name, None, notes)
+
+
+def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
+    """Give a stem's kernel another number of input channels, as timm's adapt_input_conv does.
+
+    One channel gets the sum over the colours; any other number repeats the colours, scaled to
+    keep the size of the response.
+
+    Args:
+        weight: Kernel ``[out, 3, height, width]``.
+        in_channels: The new number of input channels.
+    """
+    if in_channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    colours = weight.shape[1]
+    repeated = weight.repeat(1, math.ceil(in_channels / colours), 1, 1)[:, :in_channels]
+    return repeated * (colours / in_channels)
+
+
+def _fit(weights: Weights, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Check everything; return the tensors to copy by the model's names, and the notes."""
+    expected = model.state_dict()
+    tensors = {part.key('official'): tensor for part, tensor in weights.tensors.items()}
+    notes = {}
+    _check_values(weights)
+    _check_arch(weights, model)
+
+    stem = Part('stem', kind='weight').key('official')
+    if stem in tensors and tensors[stem].ndim == 4:
+        channels = tensors[stem].shape[1]
+        if channels == 3 and channels != model.in_channels:
+            tensors[stem] = adapt_stem(tensors[stem].float(), model.in_channels)
+            notes['adapted'] = f'{stem} from 3 to {model.in_channels} input channels, as timm does'
+
+    classifier = [key for key in tensors if key.split('.')[0] in CLASSIFIER_PARTS]
+    if not model.fork_feat:
+        same = all(key in tensors and tensors[key].shape == expected[key].shape for key in HEAD)
+        classifier = [] if same else [key for key in HEAD if key in tensors]
+    left_out = {key: tensors.pop(key) for key in classifier}
+    for key in [key for key in tensors if key not in expected]:
+        left_out[key] = tensors.pop(key)  # stages and output norms that this model does without
+    if left_out:
+        notes['left out'] = _summary(left_out) + (
+            ' (expected: the classification norm under the name of an output norm, '
+            'which saw averaged features, and the head)'
+            if weights.layout == 'mmpretrain'
+            else ' (expected: this backbone has none of them)'
+        )
+    missing = [key for key in expected if key not in tensors]
+    optional = [key for key in missing if _may_be_absent(key, weights, model)]
+    if optional:
+        notes['initial'] = _summary(optional) + ' (expected: the file has none for them)'
+    missing = [key for key in missing if key not in optional]
+    if missing:
+        raise CheckpointError(f'it lacks {len(missing)} tensors: {_summary(missing)}')
+    different = [
+        f'{key} is {tuple(tensors[key].shape)} in the file and {tuple(value.shape)} in the model'
+        for key, value in expected.items()
+        if key in tensors and tensors[key].shape != value.shape
+    ]
+    if different:
+        raise CheckpointError('shapes differ: ' + '; '.join(different[:5]))
+    if weights.others:
+        notes['others'] = _summary(weights.others) + ' (not part of a PoolFormer)'
+    return tensors, notes
+
+
+HEAD = ('head.weight', 'head.bias')
+
+
+def _may_be_absent(key: str, weights: Weights, model: nn.Module) -> bool:
+    """Whether a tensor may keep its initial value because files of this kind do not have it."""
+    if not model.fork_feat:
+        return key in HEAD
+    has_out_norms = any(part.name == 'out_norm' for part in weights.tensors)
+    # RetinaNet's files have no norm for the stage that it does not use.
+    return key.startswith('norm') and (not has_out_norms or key.startswith('norm0.'))
+
+
+def _check_arch(weights: Weights, model: nn.Module) -> None:
+    found, wanted = weights.arch, model.arch
+    built = len(model.network) // 2 + 1
+    fits = all(
+        getattr(found, field)[:built] == tuple(getattr(wanted, field))[:built]
+        for field in ('layers', 'embed_dims')
+    )
+    if not fits:
+        name = arch_name(found)
+        raise CheckpointError(
+            f'the file is {name}, the backbone is {arch_name(wanted)}: set arch='
+            + (repr(name) if '(' not in name else name)
+        )
+
+
+def _check_values(weights: Weights) -> None:
+    bad = []
+    for part, tensor in weights.tensors.items():
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f'{part.key(weights.layout)} holds {tensor.dtype}, not floating-point numbers'
+            )
+        if not tensor.isfinite().all():
+            bad.append(part.key(weights.layout))
+    if bad:
+        raise CheckpointError(f'NaN or Inf in {len(bad)} tensors: {_summary(bad)}')
+
+
+def _summary(keys) -> str:
+    """Modules of the given keys in short."""
+    names = list(dict.fromkeys(str(key).rsplit('.', 1)[0] for key in keys))
+    more = f' and {len(names) - 8} more' if len(names) > 8 else ''
+    return (' '.join(names[:8]) + more) or 'none'
