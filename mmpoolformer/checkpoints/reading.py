@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from urllib.parse import urlparse
 
 import numpy as np
@@ -165,10 +166,9 @@ def _read_torch(path: Path, map_location) -> object:
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError:  # nothing can be added to what this torch admits
-        restricted = SimpleNamespace(
-            Unpickler=_HistoryUnpickler,
-            load=lambda file, **kwargs: _HistoryUnpickler(file, **kwargs).load(),
-        )
+        restricted = ModuleType('restricted_pickle')
+        restricted.Unpickler = _HistoryUnpickler
+        restricted.load = lambda file, **kwargs: _HistoryUnpickler(file, **kwargs).load()
         return torch.load(
             path, map_location=map_location, weights_only=False, pickle_module=restricted
         )
@@ -176,7 +176,8 @@ def _read_torch(path: Path, map_location) -> object:
 
 def _history_globals() -> dict[str, object]:
     """What mmengine's own checkpoints hold besides tensors: scalars and smoothed histories."""
-    core = getattr(np, '_core', None) or np.core
+    names = ('numpy.core.multiarray', 'numpy._core.multiarray')  # before and after numpy 2
+    multiarray = import_module(names[digit_version(np.__version__) >= digit_version('2.0.0')])
     found = {
         'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
         'numpy.ndarray': np.ndarray,
@@ -186,9 +187,9 @@ def _history_globals() -> dict[str, object]:
         'builtins.slice': slice,
         '__builtin__.slice': slice,
     }
-    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # before and after numpy 2
-        found[f'{module}._reconstruct'] = core.multiarray._reconstruct
-        found[f'{module}.scalar'] = core.multiarray.scalar
+    for name in names:
+        found[f'{name}._reconstruct'] = multiarray._reconstruct
+        found[f'{name}.scalar'] = multiarray.scalar
     for name in ('float64', 'float32', 'int64', 'int32', 'uint32', 'bool'):
         kind = type(np.dtype(name))
         found[f'{kind.__module__}.{kind.__name__}'] = kind
@@ -201,6 +202,7 @@ class _HistoryUnpickler(pickle.Unpickler):
     TENSORS = frozenset(
         {
             'collections.OrderedDict',
+            'collections.Counter',
             'torch._utils._rebuild_tensor',
             'torch._utils._rebuild_tensor_v2',
             'torch._utils._rebuild_parameter',
