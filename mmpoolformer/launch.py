@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from .checkpoints import CheckpointError, register_loaders
+from .checkpoints import CheckpointError, local_path, register_loaders
 from .registry import BACKBONES
 
 INSTALL_HINTS = {
@@ -109,8 +110,8 @@ def load_config(args: argparse.Namespace) -> Config:
     register_loaders(replace=True, allow_pickle=args.allow_pickle)
     for node in _walk(cfg.model):
         ours = str(node.get('type')).split('.')[-1] in BACKBONES
-        if args.allow_pickle and ours and isinstance(node.get('init_cfg'), dict):
-            node['init_cfg']['allow_pickle'] = True
+        for init_cfg in _walk(node.get('init_cfg') if args.allow_pickle and ours else None):
+            init_cfg['allow_pickle'] = True
     return cfg
 
 
@@ -128,7 +129,27 @@ def build_runner(cfg: Config, phase: str) -> Runner:
     _check_data(cfg, phase)
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         _prepare_distributed_cpu(cfg)
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(CheckLoadedWeights(), priority='VERY_HIGH')
+    return runner
+
+
+class CheckLoadedWeights(Hook):
+    """Stop where mmengine would go on: no tensor of the checkpoint fits, or one holds NaN."""
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        weights = checkpoint.get('state_dict', checkpoint)
+        if not isinstance(weights, dict):
+            raise LaunchError(f'the checkpoint holds {type(weights).__name__}, not a state dict')
+        own = {f'{start}{key}' for key in runner.model.state_dict() for start in ('', 'module.')}
+        own |= {key.removeprefix('module.') for key in own}
+        fitting = {key: weights[key] for key in weights if key in own}
+        if not fitting:
+            keys = ', '.join(map(str, list(weights)[:5]))
+            raise LaunchError(f'no tensor of the checkpoint fits the model; its keys: {keys}, …')
+        for key, value in fitting.items():
+            if torch.is_tensor(value) and value.is_floating_point() and not value.isfinite().all():
+                raise LaunchError(f'the checkpoint holds NaN or Inf in {key}')
 
 
 def write_metrics(cfg: Config, phase: str, metrics: dict) -> None:
@@ -195,7 +216,7 @@ def _check_checkpoints(cfg: Config, phase: str) -> None:
         if cfg.get('resume') and not cfg.get('load_from') and last.is_file():
             checkpoints.append((f'named by {last}', last.read_text().strip()))
     for key, checkpoint in checkpoints:
-        path = checkpoint and _local_path(checkpoint)
+        path = checkpoint and local_path(checkpoint)
         if path and not path.is_file():
             raise LaunchError(f'checkpoint not found: {path} ({key}). Give an existing file')
 
@@ -208,7 +229,7 @@ def _check_data(cfg: Config, phase: str) -> None:
         for evaluator in _walk(cfg.get(f'{split}_evaluator')):
             if _is_on_disk(evaluator):
                 paths.append(evaluator.get('ann_file'))
-    local = [_local_path(path) for path in paths if path]
+    local = [local_path(path) for path in paths if path]
     missing = [str(path) for path in dict.fromkeys(local) if path and not path.exists()]
     if missing:
         source = cfg.get('data_source', 'set the data_root of each dataloader to where it is')
@@ -236,14 +257,6 @@ def _data_paths(dataset: dict) -> Iterator[str]:
 def _is_on_disk(node: dict) -> bool:
     backend = (node.get('backend_args') or {}).get('backend', 'local')
     return backend in ('local', 'disk', 'hard_disk')
-
-
-def _local_path(path: str) -> Path | None:
-    """The path as mmengine would open it, or None where it is not a local file."""
-    path = str(path)
-    if path.startswith('file://'):
-        path = path[len('file://') :]
-    return None if '://' in path else Path(path).expanduser()
 
 
 def _walk(node) -> Iterator[dict]:

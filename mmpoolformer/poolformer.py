@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .archs import NUM_STAGES, Arch, is_integer, is_number, resolve_arch
-from .checkpoints import load_pretrained
+from .checkpoints.loading import prepare
 
 # The stem divides both sides by 4 and each of the three later stages by 2.
 MIN_SIZE = 32
@@ -289,16 +289,23 @@ class PoolFormer(BaseModule):
         own_cfg = self.init_cfg
         cfgs = [own_cfg] if isinstance(own_cfg, dict) else own_cfg or []
         pretrained = [cfg for cfg in cfgs if cfg['type'] in ('Pretrained', PretrainedInit)]
-        self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
-        super().init_weights()
-        self.init_cfg = own_cfg
-        for cfg in pretrained:
-            report = load_pretrained(
+        # Every check before anything changes.
+        prepared = [
+            prepare(
                 self,
                 cfg['checkpoint'],
                 prefix=cfg.get('prefix') or '',
                 allow_pickle=cfg.get('allow_pickle', False),
             )
+            for cfg in pretrained
+        ]
+        try:
+            self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
+            super().init_weights()
+        finally:
+            self.init_cfg = own_cfg
+        for weights in prepared:
+            report = weights.load(self)
             if hasattr(self, '_params_init_info'):  # mmengine's log of a whole model
                 update_init_info(self, init_info=f'pretrained weights from {report}')
 

@@ -20,6 +20,7 @@ def parse_args():
         help='layout to write; safetensors means the official names in a safetensors file',
     )
     parser.add_argument('--force', action='store_true', help='replace DST if it exists')
+    parser.add_argument('--prefix', default='', help='of the keys, if there are several models')
     parser.add_argument('--allow-pickle', action='store_true', help='read files that execute code')
     return parser.parse_args()
 
@@ -34,9 +35,9 @@ def main():
     if dst.exists() and not args.force:
         sys.exit(f'error: {dst} exists: remove it or give --force')
     try:
-        weights, state_dict = convert(args.src, layout, args.allow_pickle)
+        weights, state_dict = convert(args.src, layout, args.prefix, args.allow_pickle)
         save_state_dict(state_dict, dst)
-    except (CheckpointError, OSError) as error:
+    except CheckpointError as error:
         sys.exit(f'error: {error}')
     dropped = [part.key(weights.layout) for part in weights.tensors if part.key(layout) is None]
     print(f'{args.src}: {weights.layout}, {weights.arch_name}, {len(weights.tensors)} tensors')

@@ -9,10 +9,11 @@ from mmpoolformer.checkpoints import CheckpointError, inspect
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('file', help='path, URL, timm://NAME or hf://OWNER/NAME')
+    parser.add_argument('--prefix', default='', help='of the keys, if there are several models')
     parser.add_argument('--allow-pickle', action='store_true', help='read files that execute code')
     args = parser.parse_args()
     try:
-        print(inspect(args.file, args.allow_pickle))
+        print(inspect(args.file, args.prefix, args.allow_pickle))
     except CheckpointError as error:
         sys.exit(f'error: {error}')
 

@@ -1,7 +1,7 @@
 """Make a checkpoint ready to publish: weights alone, and a hash at the end of its name.
 
 Optimizer state and training history are dropped. Of two sets of weights the averaged one (EMA)
-is kept: mmengine saves it as ``state_dict``, timm as ``state_dict_ema``.
+is kept: mmengine saves it as ``state_dict``, timm as ``state_dict_ema`` or ``model_ema``.
 """
 
 import argparse
@@ -9,7 +9,9 @@ import hashlib
 import sys
 from pathlib import Path
 
-from mmpoolformer.checkpoints import CheckpointError, read_checkpoint, save_state_dict
+from mmpoolformer.checkpoints import CheckpointError, read_checkpoint, save_state_dict, unwrap
+
+EMA = ('state_dict_ema', 'model_ema')
 
 
 def main():
@@ -18,29 +20,33 @@ def main():
     parser.add_argument('dst', type=Path, help='NAME.pth; NAME-HASH.pth is written')
     parser.add_argument('--allow-pickle', action='store_true', help='read files that execute code')
     args = parser.parse_args()
+    if args.dst.suffix != '.pth':
+        parser.error(f'{args.dst}: give a .pth name, as mm tools expect')
     try:
         print(publish(args.src, args.dst, args.allow_pickle))
-    except (CheckpointError, OSError) as error:
+    except CheckpointError as error:
         sys.exit(f'error: {error}')
 
 
 def publish(src: str, dst: Path, allow_pickle: bool = False) -> Path:
+    """Write the published file and return its path; neither ``src`` nor ``dst`` is touched."""
     checkpoint = read_checkpoint(src, allow_pickle)
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f'{src} holds {type(checkpoint).__name__}, not a checkpoint')
-    averaged = 'state_dict_ema' in checkpoint
-    weights = checkpoint.get('state_dict_ema' if averaged else 'state_dict', checkpoint)
+    averaged = [key for key in EMA if isinstance(checkpoint, dict) and checkpoint.get(key)]
+    kept = {'state_dict': unwrap(checkpoint, src, tuple(averaged) or ('state_dict', 'model'))}
+    bad = [key for key, tensor in kept['state_dict'].items() if not tensor.isfinite().all()]
+    if bad:
+        raise CheckpointError(f'{src} holds NaN or Inf in {", ".join(bad[:5])}')
     if averaged or 'ema_state_dict' in checkpoint:
         print('the averaged weights (EMA) are kept')
-    kept = {'state_dict': weights}
-    if 'meta' in checkpoint:
-        kept['meta'] = checkpoint['meta']
-    dropped = [key for key in checkpoint if key not in kept and weights is not checkpoint]
-    if dropped:
-        print(f'dropped: {" ".join(dropped)}')
-    save_state_dict(kept, dst)
-    digest = hashlib.sha256(dst.read_bytes()).hexdigest()[:8]
-    return dst.replace(dst.with_name(f'{dst.stem}-{digest}{dst.suffix}'))
+    if checkpoint.keys() != kept['state_dict'].keys():
+        if 'meta' in checkpoint:
+            kept['meta'] = checkpoint['meta']
+        wrappers = {'state_dict', 'model', *averaged, *kept}
+        print(f'dropped: {" ".join(sorted(checkpoint.keys() - wrappers)) or "nothing"}')
+    partial = dst.with_name(f'.{dst.name}')
+    save_state_dict(kept, partial)
+    digest = hashlib.sha256(partial.read_bytes()).hexdigest()[:8]
+    return partial.replace(dst.with_name(f'{dst.stem}-{digest}{dst.suffix}'))
 
 
 if __name__ == '__main__':

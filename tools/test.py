@@ -44,7 +44,7 @@ def load_whole_model(runner, checkpoint):
     """Load every tensor of the model, where mmengine would pass over keys that do not match."""
     try:
         runner.load_checkpoint(checkpoint, strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError, TypeError) as error:
         raise LaunchError(f'{checkpoint} does not fit the model: {error}') from error
 
 

@@ -2,7 +2,13 @@
 
 from .layouts import LAYOUTS, CheckpointError, find_weights
 from .loading import inspect, load_pretrained
-from .reading import read_checkpoint, read_state_dict, register_loaders
+from .reading import (
+    local_path,
+    read_checkpoint,
+    read_state_dict,
+    register_loaders,
+    unwrap,
+)
 from .writing import convert, save_state_dict
 
 __all__ = [
@@ -12,8 +18,10 @@ __all__ = [
     'find_weights',
     'inspect',
     'load_pretrained',
+    'local_path',
     'read_checkpoint',
     'read_state_dict',
     'register_loaders',
     'save_state_dict',
+    'unwrap',
 ]

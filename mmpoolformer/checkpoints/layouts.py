@@ -45,6 +45,8 @@ OFFICIAL_BACKBONE = dict(
     fc2='network.{net}.{block}.mlp.fc2',
 )
 
+BLOCK_PARTS = ('norm1', 'norm2', 'layer_scale_1', 'layer_scale_2', 'fc1', 'fc2')
+
 LAYOUTS = {
     # sail-sg/poolformer, and this package: ImageNet files, and mmdet's and mmseg's whole models.
     'official': Layout(
@@ -134,12 +136,27 @@ class Weights(NamedTuple):
     @property
     def arch(self) -> Arch:
         """Blocks and channels per stage as far as the tensors tell, 0 for stages without any."""
-        layers, dims = [0] * NUM_STAGES, [0] * NUM_STAGES
+        layers = [0] * NUM_STAGES
+        widths = [Counter() for _ in range(NUM_STAGES)]
         for part, tensor in self.tensors.items():
-            if part.name == 'fc1' and part.kind == 'weight' and tensor.ndim >= 2:
+            if part.name in BLOCK_PARTS:
                 layers[part.stage] = max(layers[part.stage], part.block + 1)
-                dims[part.stage] = tensor.shape[1]
+                if part.name not in ('fc1', 'fc2') and tensor.ndim == 1:
+                    widths[part.stage][len(tensor)] += 1
+        dims = [width.most_common(1)[0][0] if width else 0 for width in widths]
         return Arch(tuple(layers), tuple(dims))
+
+    def missing(self) -> list[str]:
+        """Names of the backbone's tensors that should be there for this number of blocks."""
+        wanted = [Part('stem', kind=kind) for kind in ('weight', 'bias')]
+        for stage, layers in enumerate(self.arch.layers):
+            if stage:
+                wanted += [Part('downsample', stage, kind=kind) for kind in ('weight', 'bias')]
+            for block in range(max(layers, 1)):
+                for name in BLOCK_PARTS:
+                    kinds = [''] if name.startswith('layer_scale') else ['weight', 'bias']
+                    wanted += [Part(name, stage, block, kind) for kind in kinds]
+        return [part.key(self.layout) for part in wanted if part not in self.tensors]
 
     @property
     def arch_name(self) -> str:
@@ -181,20 +198,52 @@ def find_weights(state_dict: dict[str, Tensor], prefix: str = '') -> Weights:
             f'it holds no tensor of a PoolFormer{behind}. Its first keys: {keys}. '
             f'Known layouts: {", ".join(LAYOUTS)}'
         )
-    layout, prefix = votes.most_common(1)[0][0]
+    (layout, prefix), most = votes.most_common(1)[0]
+    rivals = [other for (_, other), count in votes.items() if other != prefix and 2 * count > most]
+    if rivals:
+        raise CheckpointError(
+            f'it holds several PoolFormers, behind {prefix!r} and {", ".join(map(repr, rivals))}: '
+            'say which with prefix='
+        )
     parts = {key: found[0] for key, found in candidates[layout].items() if found}
     parts = {key: part for key, part in parts.items() if candidates[layout][key][1] == prefix}
-    if layout == 'official' and f'{prefix.removesuffix("backbone.")}head.fc.weight' in state_dict:
+    if layout == 'official' and _is_mmpretrain(state_dict, parts, prefix):
         layout = 'mmpretrain'
         parts = {key: part for key, part in parts.items() if part.name != 'out_norm'}
-    outer = prefix.removesuffix(LAYOUTS[layout].root)
+    root = LAYOUTS[layout].root
+    outer = prefix.removesuffix(root)
     for name in LAYOUTS[layout].classifier:
         for kind in ('weight', 'bias'):
             part = Part(name, kind=kind)
-            parts[outer + part.key(layout)] = part
+            key = part.key(layout)
+            # Where the file lacks the root, it does so here too.
+            key = prefix + key.removeprefix(root) if key.startswith(root) else outer + key
+            parts[key] = part
     tensors = {parts[key]: tensor for key, tensor in state_dict.items() if key in parts}
     others = [key for key in state_dict if key not in parts]
+    foreign = [key for key in others if _is_inside(layout, key, prefix)]
+    if foreign:
+        raise CheckpointError(
+            f'it has {len(foreign)} tensors that a PoolFormer does not have '
+            f'({", ".join(foreign[:5])}): it is another MetaFormer, or a variant'
+        )
     return Weights(layout, outer, tensors, others)
+
+
+def _is_mmpretrain(state_dict: dict, parts: dict[str, Part], prefix: str) -> bool:
+    """Whether official names are mmpretrain's: by its head, or a lone norm of the last stage."""
+    outer = prefix.removesuffix('backbone.')
+    if any(f'{outer}head.fc.{kind}' in state_dict for kind in ('weight', 'bias')):
+        return True
+    norms = {part.stage for part in parts.values() if part.name == 'out_norm'}
+    return norms == {NUM_STAGES - 1} and len(parts) == len(state_dict)
+
+
+def _is_inside(layout: str, key: str, prefix: str) -> bool:
+    """Whether a key is named like a part of the backbone itself."""
+    roots = {template.split('.')[0] for template in LAYOUTS[layout].backbone.values()}
+    roots.discard('norm{net}')
+    return key.startswith(prefix) and key[len(prefix) :].split('.')[0] in roots
 
 
 def _split(layout: str, key: str) -> tuple[Part, str] | None:

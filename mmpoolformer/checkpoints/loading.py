@@ -13,6 +13,7 @@ from .layouts import CheckpointError, Part, Weights, arch_name, find_weights
 from .reading import read_state_dict
 
 CLASSIFIER_PARTS = ('norm', 'head')
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Report(NamedTuple):
@@ -62,31 +63,49 @@ def load_pretrained(
             architecture, lacks tensors, or has ones of other shapes, with NaN or Inf. The model
             is as it was.
     """
+    return prepare(model, source, prefix, allow_pickle).load(model)
+
+
+class Prepared(NamedTuple):
+    """Weights that have passed every check, and their report."""
+
+    tensors: dict[str, Tensor]
+    report: Report
+
+    def load(self, model: nn.Module) -> Report:
+        """Copy them into the model and log the report."""
+        own = model.state_dict(keep_vars=True)
+        with torch.no_grad():
+            for key, tensor in self.tensors.items():
+                own[key].copy_(tensor)
+        print_log(f'pretrained weights from {self.report}', logger='current')
+        return self.report
+
+
+def prepare(
+    model: nn.Module, source: str, prefix: str = '', allow_pickle: bool = False
+) -> Prepared:
+    """Do all of :func:`load_pretrained` but the loading."""
     state_dict = read_state_dict(source, allow_pickle)
     try:
         weights = find_weights(state_dict, prefix)
         tensors, notes = _fit(weights, model)
     except CheckpointError as error:
         raise CheckpointError(f'{source}: {error}') from error
-    own = model.state_dict(keep_vars=True)
-    with torch.no_grad():
-        for key, tensor in tensors.items():
-            own[key].copy_(tensor)
-    report = Report(
-        str(source), weights.layout, weights.prefix, weights.arch_name, len(tensors), notes
+    return Prepared(
+        tensors,
+        Report(str(source), weights.layout, weights.prefix, weights.arch_name, len(tensors), notes),
     )
-    print_log(f'pretrained weights from {report}', logger='current')
-    return report
 
 
-def inspect(source: str, allow_pickle: bool = False) -> Report:
-    """Report what a checkpoint holds, without a model.
+def inspect(source: str, prefix: str = '', allow_pickle: bool = False) -> Report:
+    """Report what a checkpoint holds, without a model; for the arguments, see above.
 
     Raises:
         CheckpointError: As in :func:`load_pretrained`, but for what concerns a model.
     """
-    weights = find_weights(read_state_dict(source, allow_pickle))
-    _check_values(weights)
+    weights = find_weights(read_state_dict(source, allow_pickle), prefix)
+    check_complete(weights)
     parts = {part.name for part in weights.tensors}
     notes = {'tensors': str(len(weights.tensors))}
     notes['norms'] = _summary(
@@ -119,7 +138,7 @@ def _fit(weights: Weights, model: nn.Module) -> tuple[dict[str, Tensor], dict[st
     expected = model.state_dict()
     tensors = {part.key('official'): tensor for part, tensor in weights.tensors.items()}
     notes = {}
-    _check_values(weights)
+    check_complete(weights)
     _check_arch(weights, model)
 
     stem = Part('stem', kind='weight').key('official')
@@ -157,6 +176,9 @@ def _fit(weights: Weights, model: nn.Module) -> tuple[dict[str, Tensor], dict[st
     ]
     if different:
         raise CheckpointError('shapes differ: ' + '; '.join(different[:5]))
+    for key, tensor in tensors.items():
+        tensors[key] = tensor.to(expected[key].dtype)
+    _check_finite(tensors)
     if weights.others:
         notes['others'] = _summary(weights.others) + ' (not part of a PoolFormer)'
     return tensors, notes
@@ -171,7 +193,10 @@ def _may_be_absent(key: str, weights: Weights, model: nn.Module) -> bool:
         return key in HEAD
     has_out_norms = any(part.name == 'out_norm' for part in weights.tensors)
     # RetinaNet's files have no norm for the stage that it does not use.
-    return key.startswith('norm') and (not has_out_norms or key.startswith('norm0.'))
+    has_norm0 = any(part.name == 'out_norm' and part.stage == 0 for part in weights.tensors)
+    return key.startswith('norm') and (
+        not has_out_norms or (key.startswith('norm0.') and not has_norm0)
+    )
 
 
 def _check_arch(weights: Weights, model: nn.Module) -> None:
@@ -189,15 +214,24 @@ def _check_arch(weights: Weights, model: nn.Module) -> None:
         )
 
 
-def _check_values(weights: Weights) -> None:
-    bad = []
-    for part, tensor in weights.tensors.items():
-        if not tensor.is_floating_point():
-            raise CheckpointError(
-                f'{part.key(weights.layout)} holds {tensor.dtype}, not floating-point numbers'
-            )
-        if not tensor.isfinite().all():
-            bad.append(part.key(weights.layout))
+def check_complete(weights: Weights) -> None:
+    """Check that a checkpoint holds a whole backbone of finite numbers.
+
+    Raises:
+        CheckpointError: It does not.
+    """
+    missing = weights.missing()
+    if missing:
+        raise CheckpointError(f'it lacks {len(missing)} tensors: {_summary(missing)}')
+    named = {part.key(weights.layout): tensor for part, tensor in weights.tensors.items()}
+    for key, tensor in named.items():
+        if tensor.dtype not in FLOATS:
+            raise CheckpointError(f'{key} holds {tensor.dtype}, not one of {FLOATS}')
+    _check_finite(named)
+
+
+def _check_finite(tensors: dict[str, Tensor]) -> None:
+    bad = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
     if bad:
         raise CheckpointError(f'NaN or Inf in {len(bad)} tensors: {_summary(bad)}')
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import tarfile
+import zipfile
+from collections import OrderedDict
+from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import ClassVar
 from urllib.parse import urlparse
 
 import numpy as np
@@ -18,9 +23,13 @@ from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
 from torch import Tensor
 
-from .layouts import CheckpointError
+from .layouts import CheckpointError, find_weights
 
 WRAPPERS = ('state_dict', 'model')
+# How torch's restricted unpickler, and ours, say that a pickle wants more than data.
+NEEDS_CODE = re.compile(
+    'unsupported (global|class)|unrecognized function|can only (build|create)|is blocked', re.I
+)
 HF_FILES = ('model.safetensors', 'pytorch_model.bin')
 
 
@@ -34,19 +43,27 @@ def read_state_dict(source: str, allow_pickle: bool = False) -> dict[str, Tensor
     Raises:
         CheckpointError: It cannot be read, holds no tensors, or holds something else among them.
     """
-    checkpoint = read_checkpoint(source, allow_pickle)
-    while isinstance(checkpoint, dict):
-        inner = next((checkpoint[key] for key in WRAPPERS if key in checkpoint), None)
-        if not isinstance(inner, dict):
-            break
-        checkpoint = inner
+    return unwrap(read_checkpoint(source, allow_pickle), source)
+
+
+def unwrap(checkpoint: object, source: str, wrappers: tuple[str, ...] = WRAPPERS) -> dict:
+    """Take the state dict out of the dictionaries that training scripts put it in.
+
+    Raises:
+        CheckpointError: There is no state dict of names and plain tensors.
+    """
+    for wrapper in wrappers:
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(wrapper), dict):
+            checkpoint = checkpoint[wrapper]
     if not isinstance(checkpoint, dict) or not checkpoint:
         raise CheckpointError(
             f'{source} holds {type(checkpoint).__name__}, not a state dict of names and tensors'
         )
     wrong = [str(key) for key, value in checkpoint.items() if not _is_entry(key, value)]
     if wrong:
-        raise CheckpointError(f'{source} has entries that are no tensors: {", ".join(wrong[:5])}')
+        raise CheckpointError(
+            f'{source} has entries that are no plain tensors: {", ".join(wrong[:5])}'
+        )
     return dict(checkpoint)
 
 
@@ -66,21 +83,29 @@ def read_checkpoint(source: str, allow_pickle: bool = False, map_location='cpu')
             execute code.
     """
     scheme, _, name = str(source).partition('://')
-    if not name:
-        path = Path(source).expanduser()
-    elif scheme in ('http', 'https'):
+    path = local_path(source)
+    if path is None and scheme in ('http', 'https'):
         path = _download(source)
-    elif scheme == 'hf':
+    elif path is None and scheme == 'hf':
         path = _from_hub(name)
-    elif scheme == 'timm':
+    elif path is None and scheme == 'timm':
         return _from_timm(name)
-    elif scheme == 'file':
-        path = Path(name)
-    else:
+    elif path is None:
         raise CheckpointError(
             f'{source}: unknown scheme {scheme}://; there are paths, http(s)://, timm:// and hf://'
         )
     return read_file(path, allow_pickle, map_location)
+
+
+def local_path(source: str) -> Path | None:
+    """The path of a local file, or None for a source that is none."""
+    path = str(source).removeprefix('file://')
+    if '://' in path:
+        return None
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f'{source}: {error}') from error
 
 
 def read_file(path: Path, allow_pickle: bool = False, map_location='cpu') -> object:
@@ -88,8 +113,8 @@ def read_file(path: Path, allow_pickle: bool = False, map_location='cpu') -> obj
     try:
         with path.open('rb') as file:
             start = file.read(512)
-    except OSError as error:
-        raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f'{path} cannot be read: {error}') from error
     if not start:
         raise CheckpointError(f'{path} is empty')
     if start.lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')):
@@ -99,53 +124,103 @@ def read_file(path: Path, allow_pickle: bool = False, map_location='cpu') -> obj
     try:
         if start[8:9] == b'{':
             return _read_safetensors(path, map_location)
+        _check_archive(path)
         return _read_torch(path, map_location)
+    except CheckpointError as error:
+        if not (allow_pickle and isinstance(error, CodeInCheckpointError)):
+            raise
     except pickle.UnpicklingError as error:
-        if not re.search('Unsupported (global|class)', str(error)):
+        if not NEEDS_CODE.search(str(error)):
             raise _damaged(path, error) from error
         if not allow_pickle:
-            raise CheckpointError(
-                f'{path} executes code when it is read ({_first_line(error)}), which is refused. '
-                'If you trust its author: allow_pickle=True in init_cfg, --allow-pickle in tools/'
-            ) from error
+            raise CodeInCheckpointError(path, error) from error
     except Exception as error:  # whatever damaged bytes make the parsers raise
         raise _damaged(path, error) from error
     print_log(
         f'allow_pickle: EXECUTING the code inside {path}', logger='current', level=logging.WARNING
     )
-    return torch.load(path, map_location=map_location, weights_only=False)
+    try:
+        return torch.load(path, map_location=map_location, weights_only=False)
+    except Exception as error:  # the code may do anything, such as import what is not there
+        raise _damaged(path, error) from error
+
+
+class CodeInCheckpointError(CheckpointError):
+    """A file that executes code when it is read."""
+
+    def __init__(self, path: Path, reason: object):
+        super().__init__(
+            f'{path} executes code when it is read ({_first_line(reason)}), which is refused. '
+            'If you trust its author: allow_pickle=True in init_cfg, --allow-pickle in tools/'
+        )
 
 
 def register_loaders(replace: bool = False, allow_pickle: bool = False) -> None:
     """Let mmengine's ``load_from`` read what this module reads.
 
+    Classification weights of any layout come back under ``backbone.``, where a detector's or
+    a segmentor's backbone looks for them.
+
     Args:
         replace: Replace mmengine's own readers of paths and URLs too, which execute code in
-            files that need it.
+            files that need it. Its model-zoo schemes (``torchvision://``, …) stay as they are.
         allow_pickle: See :func:`read_checkpoint`.
     """
 
     def load_from_mmpoolformer(filename, map_location=None):
-        return read_checkpoint(filename, allow_pickle, map_location)
+        return _for_whole_models(read_checkpoint(filename, allow_pickle, map_location), filename)
 
-    schemes = ['timm://', 'hf://', r'.*\.safetensors$']
+    schemes = ['timm://', 'hf://', r'https?://.*\.safetensors$', r'.*\.safetensors$']
     if replace:
         schemes += ['', 'http://', 'https://']
     CheckpointLoader.register_scheme(schemes, load_from_mmpoolformer, force=True)
 
 
+def _for_whole_models(checkpoint: object, source: str) -> dict:
+    try:
+        weights = find_weights(unwrap(checkpoint, source))
+    except CheckpointError:
+        weights = None  # another model's
+    if weights and not weights.others and any(part.name == 'head' for part in weights.tensors):
+        named = weights.to('official').items()
+        return {'state_dict': {f'backbone.{key}': tensor for key, tensor in named}}
+    if isinstance(checkpoint, dict) and 'state_dict' not in checkpoint and 'model' in checkpoint:
+        return dict(checkpoint, state_dict=checkpoint['model'])
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f'{source} holds {type(checkpoint).__name__}, not a checkpoint')
+    return checkpoint
+
+
 def _is_entry(key, value) -> bool:
-    return isinstance(key, str) and isinstance(value, Tensor)
+    return (
+        isinstance(key, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_meta or value.is_quantized or value.is_nested)
+    )
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse TorchScript, whose code old versions of torch run, and check the checksums."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith('constants.pkl') for name in archive.namelist()):
+                raise CodeInCheckpointError(path, 'it is a TorchScript archive')
+            damaged = archive.testzip()
+        if damaged:
+            raise CheckpointError(f'{path} is damaged: wrong checksum of {damaged}')
+    elif tarfile.is_tarfile(path):
+        raise CodeInCheckpointError(path, 'it is a tar archive of an old torch')
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f'{path} is truncated, damaged or no checkpoint ({type(error).__name__}: '
-        f'{_first_line(error)})'
+        f'{_first_line(error)}). If it was downloaded, delete it and try again'
     )
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: object) -> str:
     return (str(error).strip().splitlines() or [''])[0][:200]
 
 
@@ -179,13 +254,11 @@ def _history_globals() -> dict[str, object]:
     names = ('numpy.core.multiarray', 'numpy._core.multiarray')  # before and after numpy 2
     multiarray = import_module(names[digit_version(np.__version__) >= digit_version('2.0.0')])
     found = {
-        'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+        'mmengine.logging.history_buffer.HistoryBuffer': _History,
         'numpy.ndarray': np.ndarray,
         'numpy.dtype': np.dtype,
-        'builtins.getattr': getattr,
-        '__builtin__.getattr': getattr,
-        'builtins.slice': slice,
-        '__builtin__.slice': slice,
+        'builtins.getattr': _history_method,
+        '__builtin__.getattr': _history_method,
     }
     for name in names:
         found[f'{name}._reconstruct'] = multiarray._reconstruct
@@ -196,8 +269,28 @@ def _history_globals() -> dict[str, object]:
     return found
 
 
-class _HistoryUnpickler(pickle.Unpickler):
-    """An unpickler that knows tensors and :func:`_history_globals`."""
+class _History(HistoryBuffer):
+    """A history as it comes out of a file: only its numbers are taken over."""
+
+    def __setstate__(self, state):
+        history = HistoryBuffer(max_length=int(state['max_length']))
+        for field in ('_log_history', '_count_history'):
+            if not isinstance(state[field], np.ndarray):
+                raise pickle.UnpicklingError(f'{field} is no array')
+            setattr(history, field, state[field])
+        self.__dict__.update(history.__dict__)
+        self.__class__ = HistoryBuffer
+
+
+def _history_method(owner, name):
+    """Stands in for ``getattr``, by which a history names its methods; they are set anew."""
+    if owner is _History and isinstance(name, str):
+        return name
+    raise pickle.UnpicklingError(f'Unsupported global: getattr of {owner!r}')
+
+
+class _HistoryUnpickler(pickle._Unpickler):
+    """An unpickler that knows tensors and :func:`_history_globals`, for torch before 2.6."""
 
     TENSORS = frozenset(
         {
@@ -211,27 +304,32 @@ class _HistoryUnpickler(pickle.Unpickler):
             '_codecs.encode',
         }
     )
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module, name):
         path = f'{module}.{name}'
-        if path in ('builtins.getattr', '__builtin__.getattr'):
-            return _history_method
-        if path in self.TENSORS:
-            return super().find_class(module, name)
         if path in _history_globals():
             return _history_globals()[path]
+        if path in self.TENSORS:
+            return super().find_class(module, name)
         raise pickle.UnpicklingError(f'Unsupported global: {path}')
 
+    def load_build(self):
+        target = self.stack[-2]
+        if not isinstance(target, (OrderedDict, _History, np.ndarray, np.dtype)):
+            raise pickle.UnpicklingError(f'Can only build data, not {type(target).__name__}')
+        super().load_build()
 
-def _history_method(owner, name):
-    if owner is HistoryBuffer and name in ('mean', 'max', 'min', 'current', 'statistics'):
-        return getattr(owner, name)
-    raise pickle.UnpicklingError(f'Unsupported global: getattr({owner!r}, {name!r})')
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 def _download(url: str) -> Path:
     """Download into torch's cache, where mmengine looks too, with its progress bar."""
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(url).path).name
+    try:
+        name = Path(urlparse(url).path).name
+    except ValueError as error:
+        raise CheckpointError(f'{url} is no URL: {error}') from error
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / name
     rank, world_size = get_dist_info()
     if rank == 0:
         _fetch(url, path)
@@ -247,7 +345,7 @@ def _fetch(url: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(url, str(path))  # written aside, then renamed
-    except OSError as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise CheckpointError(
             f'{url} cannot be downloaded ({error}). Fetch it elsewhere and give its path'
         ) from error
@@ -257,8 +355,8 @@ def _from_hub(name: str) -> Path:
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
-    except ImportError as error:
-        raise CheckpointError(f'hf://{name} needs: pip install huggingface_hub') from error
+    except Exception as error:  # missing, too old or broken
+        raise _not_imported(f'hf://{name}', 'huggingface_hub', error) from error
     problem = None
     for file in HF_FILES:
         try:
@@ -273,12 +371,19 @@ def _from_hub(name: str) -> Path:
 def _from_timm(name: str) -> dict[str, Tensor]:
     try:
         import timm
-    except ImportError as error:
-        raise CheckpointError(f'timm://{name} needs: pip install timm') from error
+    except Exception as error:  # missing, or broken by its own dependencies
+        raise _not_imported(f'timm://{name}', 'timm', error) from error
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # network, unknown names, …
         raise _not_fetched(f'timm://{name}', error) from error
+
+
+def _not_imported(source: str, library: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f'{source} needs {library}, which cannot be imported ({_first_line(error)}): '
+        f'pip install -U {library}'
+    )
 
 
 def _not_fetched(source: str, error: Exception) -> CheckpointError:

@@ -5,29 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from mmengine.utils import apply_to
 from torch import Tensor
 
-from .layouts import Weights, find_weights
+from .layouts import CheckpointError, Weights, find_weights
+from .loading import check_complete
 from .reading import read_state_dict
 
 
 def convert(
-    source: str, layout: str, allow_pickle: bool = False
+    source: str, layout: str, prefix: str = '', allow_pickle: bool = False
 ) -> tuple[Weights, dict[str, Tensor]]:
     """Read a checkpoint of any layout and name its tensors as another layout does.
 
     Args:
         source: See :func:`~mmpoolformer.checkpoints.read_checkpoint`.
         layout: Name in :data:`~mmpoolformer.checkpoints.LAYOUTS`.
+        prefix: What the backbone's keys start with, if the file holds several.
         allow_pickle: See :func:`~mmpoolformer.checkpoints.read_checkpoint`.
 
     Returns:
         What was found, and the state dict in ``layout``; bit for bit the same numbers.
 
     Raises:
-        CheckpointError: The source cannot be read or is none of a PoolFormer.
+        CheckpointError: The source cannot be read or holds no whole PoolFormer.
     """
-    weights = find_weights(read_state_dict(source, allow_pickle))
+    weights = find_weights(read_state_dict(source, allow_pickle), prefix)
+    check_complete(weights)
     return weights, weights.to(layout)
 
 
@@ -35,16 +39,27 @@ def save_state_dict(content: dict, path: Path) -> None:
     """Write a state dict, or a dict of more, to a ``.safetensors`` or torch file.
 
     Raises:
-        OSError: The file cannot be written; nothing is left behind.
+        CheckpointError: The file cannot be written; nothing is left behind.
     """
     partial = path.with_name(path.name + '.partial')
     try:
         if path.suffix == '.safetensors':
             from safetensors.torch import save_file
 
-            save_file({key: tensor.contiguous() for key, tensor in content.items()}, partial)
+            save_file({key: own_copy(tensor) for key, tensor in content.items()}, partial)
         else:
-            torch.save(content, partial)
+            torch.save(apply_to(content, _is_tensor, own_copy), partial)
         partial.replace(path)
+    except Exception as error:  # each format has exceptions of its own for a full disk and such
+        raise CheckpointError(f'{path} cannot be written: {error}') from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def own_copy(tensor: Tensor) -> Tensor:
+    """A tensor with a storage of its own, as a view would drag all of its base into the file."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _is_tensor(value) -> bool:
+    return isinstance(value, Tensor)
