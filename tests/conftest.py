@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -21,6 +22,20 @@ PUBLISHED = sorted(p for p in CONFIGS.glob('*/*.py') if 'digits' not in p.name)
 DIGITS = sorted(CONFIGS.glob('*/*digits.py'))
 
 torch.set_num_threads(1)
+
+
+def timm_to_official(key):
+    """The official name of a tensor of timm's PoolFormer, written down apart from the package."""
+    for pattern, replacement in (
+        (r'^stem\.conv', 'patch_embed.proj'),
+        (r'^stages\.(\d)\.downsample\.conv', lambda m: f'network.{2 * int(m[1]) - 1}.proj'),
+        (r'^stages\.(\d)\.blocks\.', lambda m: f'network.{2 * int(m[1])}.'),
+        (r'layer_scale(\d)\.scale', r'layer_scale_\1'),
+        (r'^head\.norm', 'norm'),
+        (r'^head\.fc', 'head'),
+    ):
+        key = re.sub(pattern, replacement, key)
+    return key
 
 
 @pytest.fixture(params=ARCHS)

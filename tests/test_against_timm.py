@@ -1,27 +1,11 @@
 """Features against timm's independent implementation, weights mapped by name."""
 
-import re
-
 import pytest
 import timm
 import torch
+from conftest import timm_to_official
 
 from mmpoolformer import PoolFormer
-
-RENAMES = [
-    (r'^stem\.conv', 'patch_embed.proj'),
-    (r'^stages\.(\d)\.downsample\.conv', lambda m: f'network.{2 * int(m[1]) - 1}.proj'),
-    (r'^stages\.(\d)\.blocks\.', lambda m: f'network.{2 * int(m[1])}.'),
-    (r'layer_scale(\d)\.scale', r'layer_scale_\1'),
-    (r'^head\.norm', 'norm'),
-    (r'^head\.fc', 'head'),
-]
-
-
-def to_ours(key):
-    for pattern, replacement in RENAMES:
-        key = re.sub(pattern, replacement, key)
-    return key
 
 
 @pytest.fixture(scope='module')
@@ -47,7 +31,7 @@ def timm_models():
 def test_features(arch, size, timm_models):
     reference = timm_models(arch)
     model = PoolFormer(arch).eval()
-    weights = {to_ours(key): value for key, value in reference.state_dict().items()}
+    weights = {timm_to_official(key): value for key, value in reference.state_dict().items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert {key.split('.')[0] for key in missing} == {'norm0', 'norm2', 'norm4', 'norm6'}
     assert {key.split('.')[0] for key in unexpected} == {'norm', 'head'}
@@ -64,7 +48,9 @@ def test_features(arch, size, timm_models):
 def test_logits(arch, timm_models):
     reference = timm_models(arch)
     model = PoolFormer(arch, fork_feat=False).eval()
-    model.load_state_dict({to_ours(key): value for key, value in reference.state_dict().items()})
+    model.load_state_dict(
+        {timm_to_official(key): value for key, value in reference.state_dict().items()}
+    )
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         # timm averages before its norm over channels; the official code normalises the whole map

@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 import transformers
-from conftest import CONFIGS, ROOT, run_tool, tool_error, train_options
+from conftest import CONFIGS, ROOT, run_tool, timm_to_official, tool_error, train_options
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
@@ -83,22 +83,11 @@ def tiny_file_contents(layout):
         return timm_model(TINY).state_dict()
     if layout == 'hf':
         return hf_model(TINY).state_dict()
-    renames = [
-        (r'^stem\.conv', 'patch_embed.proj'),
-        (r'^stages\.(\d)\.downsample\.conv', lambda m: f'network.{2 * int(m[1]) - 1}.proj'),
-        (r'^stages\.(\d)\.blocks\.', lambda m: f'network.{2 * int(m[1])}.'),
-        (r'layer_scale(\d)\.scale', r'layer_scale_\1'),
-        (r'^head\.norm', 'norm'),
-        (r'^head\.fc', 'head'),
-    ]
+    named = {timm_to_official(key): value for key, value in timm_model(TINY).state_dict().items()}
     if layout == 'mmpretrain':
-        renames += [(r'^norm\.', 'norm6.'), (r'^(patch_embed|network|norm6)', r'backbone.\1')]
-        renames += [(r'^head\.', 'head.fc.')]
-    named = {}
-    for key, value in timm_model(TINY).state_dict().items():
-        for pattern, replacement in renames:
-            key = re.sub(pattern, replacement, key)
-        named[key] = value
+        renames = (r'^norm\.', 'norm6.'), (r'^(patch_embed|network|norm6)', r'backbone.\1')
+        for pattern, replacement in (*renames, (r'^head\.', 'head.fc.')):
+            named = {re.sub(pattern, replacement, key): value for key, value in named.items()}
     return named
 
 

@@ -2,7 +2,7 @@
 
 from .layouts import LAYOUTS, CheckpointError, find_weights
 from .loading import inspect, load_pretrained
-from .reading import (
+from .sources import (
     local_path,
     read_checkpoint,
     read_state_dict,

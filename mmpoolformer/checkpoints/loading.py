@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .layouts import CheckpointError, Part, Weights, arch_name, find_weights
-from .reading import read_state_dict
+from .sources import read_state_dict
 
 CLASSIFIER_PARTS = ('norm', 'head')
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .layouts import CheckpointError, Weights, find_weights
 from .loading import check_complete
-from .reading import read_state_dict
+from .sources import read_state_dict
 
 
 def convert(
