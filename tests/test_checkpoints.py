@@ -336,6 +336,16 @@ def test_stages_that_are_not_built_are_left_out(file_of):
     )
 
 
+def test_file_of_a_backbone_without_its_last_stages(file_of):
+    source = randomise(PoolFormer(TINY, out_indices=(0, 1)))
+    path = file_of(source.state_dict())
+    model = PoolFormer(TINY, out_indices=(0, 1))
+    load_pretrained(model, path)
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in source.state_dict().items())
+    with pytest.raises(CheckpointError, match=r'layers=\(1, 2, 0, 0\)'):
+        load_pretrained(PoolFormer(TINY), path)
+
+
 @pytest.mark.parametrize('in_channels', [1, 2, 4, 6, 7])
 def test_stem_is_adapted_as_timm_does(in_channels, file_of):
     contents = tiny_file_contents('official')

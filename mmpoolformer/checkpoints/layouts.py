@@ -147,9 +147,11 @@ class Weights(NamedTuple):
         return Arch(tuple(layers), tuple(dims))
 
     def missing(self) -> list[str]:
-        """Names of the backbone's tensors that should be there for this number of blocks."""
+        """Names of the backbone's tensors that should be there for these stages and blocks."""
         wanted = [Part('stem', kind=kind) for kind in ('weight', 'bias')]
-        for stage, layers in enumerate(self.arch.layers):
+        layers_per_stage = self.arch.layers
+        built = max([stage for stage, layers in enumerate(layers_per_stage) if layers], default=0)
+        for stage, layers in enumerate(layers_per_stage[: built + 1]):
             if stage:
                 wanted += [Part('downsample', stage, kind=kind) for kind in ('weight', 'bias')]
             for block in range(max(layers, 1)):
