@@ -123,13 +123,18 @@ def build_runner(cfg: Config, phase: str) -> Runner:
         phase: ``'train'`` or ``'test'``.
 
     Raises:
-        LaunchError: Data or a checkpoint that the config names does not exist.
+        LaunchError: Data or a checkpoint that the config names does not exist, or a part of
+            the config cannot be built.
     """
     _check_checkpoints(cfg, phase)
     _check_data(cfg, phase)
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         _prepare_distributed_cpu(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    try:
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    except (KeyError, TypeError, ValueError) as error:  # from unknown names and bad arguments
+        message = error.args[0] if error.args else error
+        raise LaunchError(f'the config cannot be built: {message}') from error
     runner.register_hook(CheckLoadedWeights(), priority='VERY_HIGH')
     return runner
 
@@ -218,7 +223,8 @@ def _check_checkpoints(cfg: Config, phase: str) -> None:
     for key, checkpoint in checkpoints:
         path = checkpoint and local_path(checkpoint)
         if path and not path.is_file():
-            raise LaunchError(f'checkpoint not found: {path} ({key}). Give an existing file')
+            where = '' if key == 'load_from' else f' ({key})'
+            raise LaunchError(f'checkpoint not found: {path}{where}. Give an existing file')
 
 
 def _check_data(cfg: Config, phase: str) -> None:

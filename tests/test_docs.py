@@ -89,7 +89,7 @@ def test_readme_config_snippet_builds(scope, name, tmp_path):
     base = next(p for p in PUBLISHED if p.parent.name == name and 's12' in p.name)
     (tmp_path / 'own.py').write_text(f'_base_ = {str(base)!r}\n{code}')
     cfg = Config.fromfile(tmp_path / 'own.py')
-    cfg.model.neck.in_channels = [64, 128, 320, 512]
+    assert cfg.model.backbone.init_cfg.checkpoint.endswith('poolformer_s12.pth.tar')
     init_default_scope(scope)
     with torch.device('meta'):
         MODELS.build(cfg.model)

@@ -254,6 +254,22 @@ def test_broken_config(text, word, capsys, tmp_path):
     assert word in message and 'broken.py' in message
 
 
+@pytest.mark.parametrize(
+    'option, words',
+    [
+        ('model.backbone.arch=s13', ["arch='s13' is unknown", 's12', 'm48']),
+        ('model.backbone.out_indices=(0,4)', ['(0, 4)', '0 to 3']),
+        ('model.backbone.type=PoolFromer', ['PoolFromer']),
+        ('model.backbone.depth=12', ['depth']),
+    ],
+)
+def test_a_config_that_cannot_be_built(option, words, trained, tmp_path, capsys):
+    options, *_ = trained(SEM_FPN)
+    message = tool_error(capsys, 'train', SEM_FPN, '--work-dir', tmp_path, *options, option)
+    assert message.startswith('error: the config cannot be built')
+    assert all(word in message for word in words), message
+
+
 def test_a_missing_toolbox_is_named():
     code = (
         "import sys, runpy; sys.modules['mmdet'] = None; "

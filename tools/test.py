@@ -12,6 +12,8 @@ from mmpoolformer.launch import (
     write_metrics,
 )
 
+MESSAGE_LENGTH = 2000
+
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
@@ -45,7 +47,11 @@ def load_whole_model(runner, checkpoint):
     try:
         runner.load_checkpoint(checkpoint, strict=True)
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise LaunchError(f'{checkpoint} does not fit the model: {error}') from error
+        problem = str(error)
+        more = '' if len(problem) < MESSAGE_LENGTH else ' …'
+        raise LaunchError(
+            f'{checkpoint} does not fit the model: {problem[:MESSAGE_LENGTH]}{more}'
+        ) from error
 
 
 def draw_predictions(cfg, show_dir):

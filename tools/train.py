@@ -49,7 +49,8 @@ def main():
     runner = build_runner(cfg, 'train')
     runner.train()
     history = runner.message_hub.log_scalars.items()
-    metrics = {key[len('val/') :]: log.current() for key, log in history if key.startswith('val/')}
+    metrics = {key.removeprefix('val/'): log.current() for key, log in history if 'val/' in key}
+    metrics = {key: value for key, value in metrics.items() if key not in ('time', 'data_time')}
     write_metrics(cfg, 'val', metrics)
 
 

@@ -106,7 +106,9 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
 
 def first_line(error: object) -> str:
     """The first line of an error's message, shortened."""
-    return (str(error).strip().splitlines() or [''])[0][:200]
+    line = (str(error).strip().splitlines() or [''])[0]
+    line = re.sub(r'\x1b\[[0-9;]*m', '', line)  # colours
+    return line.split(' Re-running `torch.load`')[0][:200]
 
 
 def _read_safetensors(path: Path, map_location) -> dict[str, Tensor]:

@@ -47,6 +47,7 @@ def save_state_dict(content: dict, path: Path) -> None:
             from safetensors.torch import save_file
 
             save_file({key: own_copy(tensor) for key, tensor in content.items()}, partial)
+            partial.chmod(0o644)  # as torch.save leaves its files, not for the owner alone
         else:
             torch.save(apply_to(content, _is_tensor, own_copy), partial)
         partial.replace(path)
