@@ -16,9 +16,16 @@ from torch.utils.checkpoint import checkpoint
 
 from .archs import NUM_STAGES, Arch, is_integer, is_number, resolve_arch
 from .checkpoints.loading import prepare
+from .ops import channel_mlp, channel_mlp_covers, group_norm, pool_mix
 
 # The stem divides both sides by 4 and each of the three later stages by 2.
 MIN_SIZE = 32
+
+
+# Types in which oneDNN computes convolutions.
+MKLDNN_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+# How a block computes its two halves: as the paper writes them, or the same with fewer passes.
+TOKEN_MIXING = ('fused', 'plain')
 
 
 class PatchEmbed(nn.Module):
@@ -49,6 +56,7 @@ class Pooling(nn.Module):
 
     def __init__(self, pool_size: int = 3):
         super().__init__()
+        self.pool_size = pool_size
         self.pool = nn.AvgPool2d(
             pool_size, stride=1, padding=pool_size // 2, count_include_pad=False
         )
@@ -70,8 +78,13 @@ class Mlp(nn.Module):
             trunc_normal_init(fc, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.drop(self.act(self.fc1(x)))
+        x = self.drop(self._activate(self.fc1(x)))
         return self.drop(self.fc2(x))
+
+    def _activate(self, x: Tensor) -> Tensor:
+        if _is_exact_gelu(self.act) and not torch.is_grad_enabled():
+            return torch.ops.aten.gelu_(x)  # a second map of this width costs more than GELU
+        return self.act(x)
 
 
 class MetaFormerBlock(nn.Module):
@@ -89,6 +102,10 @@ class MetaFormerBlock(nn.Module):
         drop_rate: Dropout rate in the MLP.
         drop_path_rate: Probability of dropping a branch for a sample.
         layer_scale_init_value: Initial value of LayerScale.
+
+    Attributes:
+        token_mixing: ``'plain'`` computes operation by operation what the paper
+            writes. ``'fused'`` computes the same numbers with :mod:`mmpoolformer.ops`.
     """
 
     def __init__(
@@ -110,11 +127,72 @@ class MetaFormerBlock(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
         self.layer_scale_1 = nn.Parameter(torch.full((dim,), float(layer_scale_init_value)))
         self.layer_scale_2 = nn.Parameter(torch.full((dim,), float(layer_scale_init_value)))
+        self.token_mixing = 'fused' if self.can_fuse else 'plain'
+        self.deployed = False
+
+    @property
+    def can_fuse(self) -> bool:
+        """Whether the mixer and the norm before it are those of ``pool_mix``."""
+        return isinstance(self.token_mixer, Pooling) and _is_one_group_norm(self.norm1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.token_mixing == 'fused':
+            return self._forward_fused(x)
         x = x + self.drop_path(self.layer_scale_1[:, None, None] * self.token_mixer(self.norm1(x)))
         x = x + self.drop_path(self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x)))
         return x
+
+    def _forward_fused(self, x: Tensor) -> Tensor:
+        norm1, norm2, mlp = self.norm1, self.norm2, self.mlp
+        x, stats = pool_mix(
+            x, norm1.weight, norm1.bias, self.layer_scale_1,
+            self._draw_sample_scale(x), self.token_mixer.pool_size, norm1.eps,
+        )  # fmt: skip
+        sample_scale = self._draw_sample_scale(x)
+        if self._mlp_is_covered(x):
+            return channel_mlp(
+                x, stats, norm2.weight, norm2.bias,
+                mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias,
+                self.layer_scale_2, sample_scale, norm2.eps,
+            )  # fmt: skip
+        branch = mlp(group_norm(x, norm2.weight, norm2.bias, norm2.eps))
+        if self.deployed and sample_scale is None:
+            return x + branch
+        scale = self.layer_scale_2[:, None, None]
+        if sample_scale is not None:
+            scale = scale * sample_scale[:, None, None, None]
+        return torch.addcmul(x, scale, branch)
+
+    def _mlp_is_covered(self, x: Tensor) -> bool:
+        mlp = self.mlp
+        return (
+            _is_one_group_norm(self.norm2)
+            and _is_exact_gelu(mlp.act)
+            and not (self.training and mlp.drop.p > 0)
+            and channel_mlp_covers(x, mlp.fc1.out_channels)
+        )
+
+    def _draw_sample_scale(self, x: Tensor) -> Tensor | None:
+        """Draw stochastic depth's factor per sample ``[B]``; ``None`` where it does nothing."""
+        if not self.training or self.drop_path.drop_prob == 0:
+            return None
+        return self.drop_path(x.new_ones(x.shape[0], dtype=torch.float32))
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> None:
+        """Fold LayerScale and the second norm's affine part into the channel MLP."""
+        if self.deployed:
+            return
+        fc1, fc2, norm = self.mlp.fc1, self.mlp.fc2, self.norm2
+        _scale_outputs(fc2, self.layer_scale_2)
+        _make_constant(self, 'layer_scale_2', 1.0)
+        if isinstance(norm, nn.GroupNorm) and norm.affine:
+            bias = fc1.weight.double().flatten(1) @ norm.bias.double()
+            fc1.bias.copy_(fc1.bias.double() + bias)
+            fc1.weight.mul_(norm.weight[:, None, None])
+            _make_constant(norm, 'weight', 1.0)
+            _make_constant(norm, 'bias', 0.0)
+        self.deployed = True
 
 
 class PoolFormer(BaseModule):
@@ -145,6 +223,10 @@ class PoolFormer(BaseModule):
         frozen_stages: ``-1`` freezes nothing, ``0`` the stem, ``k`` the stem and
             the first ``k`` stages with their output norms.
         with_cp: Recompute each block in the backward pass to save memory.
+        token_mixing: ``'fused'`` computes the blocks with :mod:`mmpoolformer.ops`, which
+            give the numbers of the plain definition faster; ``'plain'`` computes the
+            definition. ``None`` takes ``'fused'`` where the norm and the pooling
+            allow it. The attribute of this name says which runs, and may be set.
         init_cfg: Initialisation config of mmengine. ``dict(type='Pretrained', checkpoint=…)``
             takes the sources and layouts of :func:`~mmpoolformer.checkpoints.load_pretrained`.
 
@@ -168,6 +250,7 @@ class PoolFormer(BaseModule):
         num_classes: int = 1000,
         frozen_stages: int = -1,
         with_cp: bool = False,
+        token_mixing: str | None = None,
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__(init_cfg)
@@ -234,7 +317,48 @@ class PoolFormer(BaseModule):
             self.norm = build_norm_layer(norm_cfg, embed_dims[-1])[1]
             self.head = nn.Linear(embed_dims[-1], num_classes)
             trunc_normal_init(self.head, std=0.02)
+        if token_mixing is not None:
+            self.token_mixing = token_mixing
         self._freeze_stages()
+
+    @property
+    def blocks(self) -> list[MetaFormerBlock]:
+        """All blocks, from the first stage to the last."""
+        return [block for stage in self.network[::2] for block in stage]
+
+    @property
+    def token_mixing(self) -> str:
+        """What computes the blocks: ``'fused'`` or ``'plain'``."""
+        return self.blocks[0].token_mixing
+
+    @token_mixing.setter
+    def token_mixing(self, value: str) -> None:
+        _check(value, 'token_mixing', value in TOKEN_MIXING, f'one of {TOKEN_MIXING}')
+        if value == 'fused' and not all(block.can_fuse for block in self.blocks):
+            raise ValueError(
+                "token_mixing='fused' needs norm_cfg=dict(type='GN', num_groups=1), with its affine "
+                f"part, not {self.blocks[0].norm1}: take token_mixing='plain', or leave it out"
+            )
+        for block in self.blocks:
+            block.token_mixing = value
+
+    def switch_to_deploy(self) -> None:
+        """Fold what inference does not need as separate parameters, in place.
+
+        LayerScale and the affine part of each block's second norm go into the
+        1×1 convolutions next to them. The folded tensors leave ``state_dict()``, so
+        that no later checkpoint loads in part. Repeated calls change nothing.
+
+        Raises:
+            RuntimeError: The backbone is in training mode.
+        """
+        if self.training:
+            raise RuntimeError(
+                'switch_to_deploy folds weights for inference: call backbone.eval() first, '
+                'and keep the checkpoint to train on'
+            )
+        for block in self.blocks:
+            block.switch_to_deploy()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...] | Tensor:
         """Compute stage features, or logits with ``fork_feat=False``.
@@ -251,6 +375,9 @@ class PoolFormer(BaseModule):
                 small.
         """
         self._check_input(x)
+        keeps_layout = self._has_channels_last_caller(x)
+        if self._channels_last_pays(x):
+            x = x.contiguous(memory_format=torch.channels_last)
         x = self.patch_embed(x)
         outs = []
         for index, module in enumerate(self.network):
@@ -260,15 +387,35 @@ class PoolFormer(BaseModule):
             for block in module:
                 x = self._run_block(block, x)
             if index // 2 in self.out_indices:
-                outs.append(getattr(self, f'norm{index}')(x))
+                out = self._norm_output(getattr(self, f'norm{index}'), x)
+                outs.append(out if keeps_layout else out.contiguous())
         if self.fork_feat:
             return tuple(outs)
         return self.head(self.norm(x).mean((-2, -1)))
+
+    def _norm_output(self, norm: nn.Module, x: Tensor) -> Tensor:
+        if self.token_mixing == 'fused' and _is_one_group_norm(norm):
+            return group_norm(x, norm.weight, norm.bias, norm.eps)
+        return norm(x)
 
     def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.with_cp and torch.is_grad_enabled():
             return checkpoint(block, x, use_reentrant=False)
         return block(x)
+
+    def _channels_last_pays(self, x: Tensor) -> bool:
+        """Whether the blocks run faster with channels in the last axis of memory."""
+        # PyTorch's GroupNorm loses digits there (CPU) or copies (CUDA); the fused path has its own.
+        return self.token_mixing == 'fused' and (
+            x.is_cuda or (x.device.type == 'cpu' and x.dtype in MKLDNN_TYPES)
+        )
+
+    def _has_channels_last_caller(self, x: Tensor) -> bool:
+        """Whether a convolution of ``x`` would return channels-last maps by itself."""
+        return any(
+            tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+            for tensor in (x, self.patch_embed.proj.weight)
+        )
 
     def _check_input(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.in_channels or min(x.shape[-2:]) < MIN_SIZE:
@@ -326,6 +473,26 @@ class PoolFormer(BaseModule):
         for module in frozen:
             module.eval()
             module.requires_grad_(False)
+
+
+def _is_one_group_norm(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.GroupNorm) and norm.num_groups == 1 and norm.affine
+
+
+def _is_exact_gelu(act: nn.Module) -> bool:
+    return type(act) is nn.GELU and act.approximate == 'none'
+
+
+def _scale_outputs(conv: nn.Conv2d, scale: Tensor) -> None:
+    conv.weight.mul_(scale[:, None, None, None])
+    conv.bias.mul_(scale)
+
+
+def _make_constant(module: nn.Module, name: str, value: float) -> None:
+    """Replace a parameter by a constant that is not part of ``state_dict()``."""
+    parameter = getattr(module, name)
+    delattr(module, name)
+    module.register_buffer(name, torch.full_like(parameter, value), persistent=False)
 
 
 def _is_int(value, minimum: int) -> bool:

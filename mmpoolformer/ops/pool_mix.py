@@ -1,0 +1,139 @@
+"""PoolFormer's residual token mixing as one operation.
+
+The first half of a block is ``y = x + s (P(n) - n)`` with ``n = γ (x - μ) / σ + β``,
+GroupNorm over one group, and ``P`` an average that does not count padding
+(arXiv 2111.11418, Eqs. 2 and 4). ``P`` is linear and keeps constants, so μ and β
+cancel and the norm leaves one factor per sample and channel::
+
+    y = x + k (P(x) - x),    k[b, c] = s[c] γ[c] / σ[b],    σ[b]² = var(x[b]) + eps
+
+This is exact. It holds for every window, not for a norm with statistics per
+position or with several groups.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .backend import triton_ops
+
+
+def pool_mix(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    sample_scale: Tensor | None = None,
+    pool_size: int = 3,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute ``x + sample_scale · scale · (P(norm(x)) - norm(x))``.
+
+    Its backward keeps ``x`` and two numbers per sample. Statistics and sums are
+    in float32 (float64 for a float64 ``x``), whatever the type of ``x``.
+
+    Args:
+        x: ``[B, C, H, W]``. Channels-last is the faster layout.
+        weight: Weight of the norm, ``[C]``.
+        bias: Bias of the norm, ``[C]``. It cancels; its gradient is zero.
+        scale: LayerScale, ``[C]``.
+        sample_scale: Factor of each sample's branch ``[B]``, as stochastic depth
+            draws it; without gradient. ``None`` stands for ones.
+        pool_size: Side of the averaging window, odd.
+        eps: Added to the variance.
+
+    Returns:
+        The mixed map, of the type that ``x`` and the parameters promote to, and
+        statistics of it for :func:`~mmpoolformer.ops.channel_mlp` where the
+        Triton kernels ran, else ``None``.
+    """
+    return _PoolMix.apply(x, weight, bias, scale, sample_scale, pool_size, eps)
+
+
+class _PoolMix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, scale, sample_scale, pool_size, eps):
+        dtype = torch.promote_types(x.dtype, torch.promote_types(weight.dtype, scale.dtype))
+        ops = triton_ops(x)
+        forward = ops.pool_mix if ops else _forward
+        y, moments, stats = forward(x, weight, scale, sample_scale, pool_size, eps, dtype)
+        ctx.save_for_backward(x, moments, weight, bias, scale, sample_scale)
+        ctx.pool_size = pool_size
+        if stats is not None:
+            ctx.mark_non_differentiable(stats)
+        return y, stats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, _):
+        x, moments, weight, bias, scale, sample_scale = ctx.saved_tensors
+        ops = triton_ops(x)
+        backward = ops.pool_mix_backward if ops else _backward
+        dx, sums = backward(grad, x, moments, weight, scale, sample_scale, ctx.pool_size)
+        # Gradient of scale · weight: each sample's sums times what multiplies them.
+        gain = moments[:, 1] if sample_scale is None else moments[:, 1] * sample_scale
+        d_product = gain.to(sums.dtype) @ sums
+        d_weight = (d_product * scale).to(weight.dtype)
+        d_scale = (d_product * weight).to(scale.dtype)
+        return dx, d_weight, torch.zeros_like(bias), d_scale, None, None, None
+
+
+def group_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """GroupNorm over one group, to the last digit in every layout.
+
+    PyTorch's own, in channels-last on the CPU, subtracts the square of the mean
+    from the mean of the squares. Parameters are as for :func:`pool_mix`.
+    """
+    centred, _, rstd = _standardise(x.to(_work_type(x)), eps)
+    gain = rstd * weight.to(rstd.dtype)[:, None, None]
+    y = torch.addcmul(bias.to(rstd.dtype)[:, None, None], gain, centred)
+    return y.to(torch.promote_types(x.dtype, weight.dtype))
+
+
+def _standardise(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """``x - mean``, the mean and 1 / standard deviation of each sample, in two passes."""
+    mean = x.mean((1, 2, 3), keepdim=True)
+    centred = x - mean
+    return centred, mean, (centred.square().mean((1, 2, 3), keepdim=True) + eps).rsqrt()
+
+
+def _forward(x, weight, scale, sample_scale, pool_size, eps, dtype):
+    """The operation in plain PyTorch, for every device."""
+    work = _work_type(x)
+    x = x.to(work)
+    centred, mean, rstd = _standardise(x, eps)
+    # Pooled around the mean, so that a large one costs no digits.
+    difference = _average(centred, pool_size) - centred
+    y = torch.addcmul(x, _gain(weight, scale, sample_scale, work) * rstd, difference)
+    return y.to(dtype), torch.cat((mean, rstd), 1).flatten(1), None
+
+
+def _backward(grad, x, moments, weight, scale, sample_scale, pool_size):
+    work = _work_type(x)
+    mean, rstd = moments[:, :, None, None, None].unbind(1)
+    grad, centred = grad.to(work), x.to(work) - mean
+    sums = (grad * (_average(centred, pool_size) - centred)).sum((2, 3))
+    gain = _gain(weight, scale, sample_scale, work)
+    d_rstd = (gain.flatten(1) * sums).sum(1)[:, None, None, None]
+    mixed = gain * rstd * grad
+    # The transpose of the average: at the borders it is not the average itself.
+    window = (pool_size, pool_size), (1, 1), (pool_size // 2, pool_size // 2)
+    spread = torch.ops.aten.avg_pool2d_backward(mixed, centred, *window, False, False, None)
+    dx = grad - mixed + spread - rstd**3 * d_rstd / x[0].numel() * centred
+    return dx.to(x.dtype), sums
+
+
+def _work_type(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _average(x: Tensor, pool_size: int) -> Tensor:
+    return F.avg_pool2d(x, pool_size, 1, pool_size // 2, count_include_pad=False)
+
+
+def _gain(weight: Tensor, scale: Tensor, sample_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    gain = (weight.to(dtype) * scale.to(dtype))[None, :, None, None]
+    return gain if sample_scale is None else gain * sample_scale.to(dtype)[:, None, None, None]
