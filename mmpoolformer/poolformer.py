@@ -336,7 +336,7 @@ class PoolFormer(BaseModule):
         _check(value, 'token_mixing', value in TOKEN_MIXING, f'one of {TOKEN_MIXING}')
         if value == 'fused' and not all(block.can_fuse for block in self.blocks):
             raise ValueError(
-                "token_mixing='fused' needs norm_cfg=dict(type='GN', num_groups=1), with its affine "
+                "token_mixing='fused' needs norm_cfg=dict(type='GN', num_groups=1) with its affine "
                 f"part, not {self.blocks[0].norm1}: take token_mixing='plain', or leave it out"
             )
         for block in self.blocks:
