@@ -3,10 +3,11 @@
 Feature maps are channels-last: ``[B, H·W, C]``, contiguous. Arithmetic is in
 float32, the matrix products take 16-bit operands and add up in float32.
 
-Statistics of a sample travel as ``[B, 3, T]`` partial (count, mean, sum of squared
-deviations), one column per program that read a part of the sample. The reader
-merges them (Chan, Golub and LeVeque, 1979), so that neither a large mean nor
-the order of the programs changes the result.
+Statistics of a sample travel as ``[B, 4, T]`` partial (count, mean, sum of squared
+deviations, shift), one column per program that read a part of the sample. The
+reader merges them (Chan, Golub and LeVeque, 1979). The mean is that of
+``x - shift``, with one value of the sample as its shift: a large mean costs no
+digits. The moments of a sample are ``[B, 3]``: shift, mean and 1 / standard deviation.
 """
 
 import triton
@@ -27,26 +28,38 @@ def _add_to_stats(values, mask, count, mean, m2):
 
 
 @triton.jit
-def _store_stats(stats_ptr, count, mean, m2, PARTS: tl.constexpr):
-    ptr = stats_ptr + tl.program_id(0) * 3 * PARTS + tl.program_id(1)
+def _store_stats(stats_ptr, count, mean, m2, shift, PARTS: tl.constexpr):
+    ptr = stats_ptr + tl.program_id(0) * 4 * PARTS + tl.program_id(1)
     tl.store(ptr, count)
     tl.store(ptr + PARTS, mean)
     tl.store(ptr + 2 * PARTS, m2)
+    tl.store(ptr + 3 * PARTS, shift)
 
 
 @triton.jit
-def _load_stats(stats_ptr, b, eps, PARTS: tl.constexpr):
-    """Mean and 1 / standard deviation of sample ``b``."""
-    ptr = stats_ptr + b * 3 * PARTS
+def _load_stats(stats_ptr, moments_ptr, b, eps, PARTS: tl.constexpr):
+    """Moments of sample ``b``; the sample's first program writes them."""
+    ptr = stats_ptr + b * 4 * PARTS
     parts = tl.arange(0, PARTS)
     counts = tl.load(ptr + parts)
     means = tl.load(ptr + PARTS + parts)
     total = tl.sum(counts)
-    first = tl.load(ptr + PARTS)
-    mean = first + tl.sum(counts * (means - first)) / total
+    mean = tl.sum(counts * means) / total
     deviations = means - mean
     m2 = tl.sum(tl.load(ptr + 2 * PARTS + parts) + counts * deviations * deviations)
-    return mean, 1.0 / tl.sqrt(m2 / total + eps)
+    shift = tl.load(ptr + 3 * PARTS)
+    rstd = 1.0 / tl.sqrt(m2 / total + eps)
+    if tl.program_id(1) == 0:
+        tl.store(moments_ptr + 3 * b, shift)
+        tl.store(moments_ptr + 3 * b + 1, mean)
+        tl.store(moments_ptr + 3 * b + 2, rstd)
+    return shift, mean, rstd
+
+
+@triton.jit
+def _load_moments(moments_ptr, b):
+    ptr = moments_ptr + 3 * b
+    return tl.load(ptr), tl.load(ptr + 1), tl.load(ptr + 2)
 
 
 @triton.jit
@@ -55,13 +68,14 @@ def stats_kernel(x_ptr, stats_ptr, numel, PARTS: tl.constexpr, BLOCK: tl.constex
     x_ptr += tl.program_id(0).to(tl.int64) * numel
     chunk = tl.cdiv(tl.cdiv(numel, PARTS), BLOCK) * BLOCK
     start = tl.program_id(1) * chunk
+    shift = tl.load(x_ptr).to(tl.float32)
     count, mean, m2 = 0.0, 0.0, 0.0
     for offset in range(start, tl.minimum(start + chunk, numel), BLOCK):
         index = offset + tl.arange(0, BLOCK)
         mask = index < numel
         values = tl.load(x_ptr + index, mask=mask, other=0.0).to(tl.float32)
-        count, mean, m2 = _add_to_stats(values, mask, count, mean, m2)
-    _store_stats(stats_ptr, count, mean, m2, PARTS)
+        count, mean, m2 = _add_to_stats(values - shift, mask, count, mean, m2)
+    _store_stats(stats_ptr, count, mean, m2, shift, PARTS)
 
 
 @triton.jit
@@ -98,13 +112,13 @@ def _window_sum(
 
 
 @triton.jit
-def _difference(x_ptr, mean, pixel, channel, mask, H, W, C, RADIUS: tl.constexpr):
+def _difference(x_ptr, shift, pixel, channel, mask, H, W, C, RADIUS: tl.constexpr):
     """``(P(x) - x, x)``: local average minus identity, and the input itself."""
     index = pixel[:, None] * C + channel[None, :]
     x = tl.load(x_ptr + index, mask=mask, other=0.0).to(tl.float32)
-    window_sum = _window_sum(x_ptr, mean, pixel, channel, mask, H, W, C, RADIUS, False)
+    window_sum = _window_sum(x_ptr, shift, pixel, channel, mask, H, W, C, RADIUS, False)
     window_size = _window_size(pixel // W, pixel % W, H, W, RADIUS)
-    return window_sum / window_size[:, None] - (x - mean), x
+    return window_sum / window_size[:, None] - (x - shift), x
 
 
 @triton.jit
@@ -117,10 +131,7 @@ def mix_kernel(
 ):  # fmt: skip
     """``y = x + k (P(x) - x)`` and the statistics of ``y``; grid [B, Y_PARTS]."""
     b = tl.program_id(0)
-    mean, rstd = _load_stats(stats_ptr, b, eps, PARTS)
-    if tl.program_id(1) == 0:
-        tl.store(moments_ptr + 2 * b, mean)
-        tl.store(moments_ptr + 2 * b + 1, rstd)
+    shift, _, rstd = _load_stats(stats_ptr, moments_ptr, b, eps, PARTS)
     gain = rstd
     if SAMPLE_SCALE:
         gain *= tl.load(sample_scale_ptr + b).to(tl.float32)
@@ -136,13 +147,13 @@ def mix_kernel(
         pixel = tile // channel_tiles * PIXELS + tl.arange(0, PIXELS)
         channel = tile % channel_tiles * CHANNELS + tl.arange(0, CHANNELS)
         mask = (pixel < H * W)[:, None] & (channel < C)[None, :]
-        difference, x = _difference(x_ptr, mean, pixel, channel, mask, H, W, C, RADIUS)
+        difference, x = _difference(x_ptr, shift, pixel, channel, mask, H, W, C, RADIUS)
         weight = tl.load(weight_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
         scale = tl.load(scale_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
         y = (x + (gain * weight * scale)[None, :] * difference).to(y_ptr.dtype.element_ty)
         tl.store(y_ptr + pixel[:, None] * C + channel[None, :], y, mask=mask)
-        count, y_mean, m2 = _add_to_stats(y.to(tl.float32), mask, count, y_mean, m2)
-    _store_stats(y_stats_ptr, count, y_mean, m2, Y_PARTS)
+        count, y_mean, m2 = _add_to_stats(y.to(tl.float32) - shift, mask, count, y_mean, m2)
+    _store_stats(y_stats_ptr, count, y_mean, m2, shift, Y_PARTS)
 
 
 @triton.jit
@@ -154,7 +165,7 @@ def mix_backward_sums_kernel(
     """Partial sums of ``grad (P(x) - x)`` per sample and channel; grid [B, parts, C tiles]."""
     b = tl.program_id(0)
     parts = tl.num_programs(1)
-    mean = tl.load(moments_ptr + 2 * b)
+    shift = tl.load(moments_ptr + 3 * b)
     x_ptr += b.to(tl.int64) * H * W * C
     grad_ptr += b.to(tl.int64) * H * W * C
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
@@ -165,7 +176,7 @@ def mix_backward_sums_kernel(
     for tile in range(first, tl.minimum(first + tiles_here, tiles)):
         pixel = tile * PIXELS + tl.arange(0, PIXELS)
         mask = (pixel < H * W)[:, None] & (channel < C)[None, :]
-        difference, _ = _difference(x_ptr, mean, pixel, channel, mask, H, W, C, RADIUS)
+        difference, _ = _difference(x_ptr, shift, pixel, channel, mask, H, W, C, RADIUS)
         index = pixel[:, None] * C + channel[None, :]
         grad = tl.load(grad_ptr + index, mask=mask, other=0.0).to(tl.float32)
         total += tl.where(mask, grad * difference, 0.0)
@@ -182,8 +193,7 @@ def mix_backward_kernel(
 ):  # fmt: skip
     """Gradient of the input; grid [B, pixel tiles, C tiles]."""
     b = tl.program_id(0)
-    mean = tl.load(moments_ptr + 2 * b)
-    rstd = tl.load(moments_ptr + 2 * b + 1)
+    shift, mean, rstd = _load_moments(moments_ptr, b)
     gain = 1.0
     if SAMPLE_SCALE:
         gain = tl.load(sample_scale_ptr + b).to(tl.float32)
@@ -207,7 +217,7 @@ def mix_backward_kernel(
     scale = tl.load(scale_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
     numel = (H * W * C).to(tl.float32)
     dx = grad + (gain * rstd * weight * scale)[None, :] * (spread - grad)
-    dx -= rstd * rstd * rstd * d_rstd / numel * (x - mean)
+    dx -= rstd * rstd * rstd * d_rstd / numel * (x - shift - mean)
     tl.store(dx_ptr + index, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
@@ -218,13 +228,13 @@ def _gelu_cdf(h):
 
 @triton.jit
 def _normalised(
-    x_ptr, row, channel, rows, C, mean, rstd, weight_ptr, bias_ptr, dtype: tl.constexpr
+    x_ptr, row, channel, rows, C, shift, mean, rstd, weight_ptr, bias_ptr, dtype: tl.constexpr
 ):
     mask = (row < rows)[:, None] & (channel < C)[None, :]
     x = tl.load(x_ptr + row[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
-    return ((x - mean) * rstd * weight[None, :] + bias[None, :]).to(dtype)
+    return ((x - shift - mean) * rstd * weight[None, :] + bias[None, :]).to(dtype)
 
 
 @triton.jit
@@ -252,33 +262,34 @@ def mlp_kernel(
     C: tl.constexpr, C_A: tl.constexpr, C_B: tl.constexpr,
     HIDDEN: tl.constexpr, ROWS: tl.constexpr, HIDDEN_TILE: tl.constexpr,
 ):  # fmt: skip
-    """``y = x + scale · fc2(GELU(fc1(norm(x))))``; grid [row tiles, B].
+    """``y = x + scale · fc2(GELU(fc1(norm(x))))``; grid [B, row tiles].
 
     A program keeps its rows of the input and of the output on the chip and walks
     through the hidden units, so the hidden tensor is never in memory. Tiles have
     power-of-two sides: ``C`` is split into ``C_A + C_B``.
     """
-    b = tl.program_id(1)
-    mean, rstd = _load_stats(stats_ptr, b, eps, PARTS)
+    b = tl.program_id(0)
+    shift, mean, rstd = _load_stats(stats_ptr, moments_ptr, b, eps, PARTS)
     gain = 1.0
     if SAMPLE_SCALE:
         gain = tl.load(sample_scale_ptr + b).to(tl.float32)
-    if tl.program_id(0) == 0:
-        tl.store(moments_ptr + 2 * b, mean)
-        tl.store(moments_ptr + 2 * b + 1, rstd)
     offset = b.to(tl.int64) * rows * C
     x_ptr += offset
     y_ptr += offset
     branch_ptr += offset
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     dtype: tl.constexpr = fc1_ptr.dtype.element_ty
 
     a = tl.arange(0, C_A)
-    x_a = _normalised(x_ptr, row, a, rows, C, mean, rstd, norm_weight_ptr, norm_bias_ptr, dtype)
+    x_a = _normalised(
+        x_ptr, row, a, rows, C, shift, mean, rstd, norm_weight_ptr, norm_bias_ptr, dtype
+    )
     out_a = tl.zeros([ROWS, C_A], tl.float32)
     if C_B > 0:
         c = C_A + tl.arange(0, C_B)
-        x_b = _normalised(x_ptr, row, c, rows, C, mean, rstd, norm_weight_ptr, norm_bias_ptr, dtype)
+        x_b = _normalised(
+            x_ptr, row, c, rows, C, shift, mean, rstd, norm_weight_ptr, norm_bias_ptr, dtype
+        )
         out_b = tl.zeros([ROWS, C_B], tl.float32)
     for start in range(0, HIDDEN, HIDDEN_TILE):
         unit = start + tl.arange(0, HIDDEN_TILE)
@@ -320,8 +331,7 @@ def mlp_backward_inputs_kernel(
     """
     b = tl.program_id(0)
     parts = tl.num_programs(1)
-    mean = tl.load(moments_ptr + 2 * b)
-    rstd = tl.load(moments_ptr + 2 * b + 1)
+    shift, mean, rstd = _load_moments(moments_ptr, b)
     gain = 1.0
     if SAMPLE_SCALE:
         gain = tl.load(sample_scale_ptr + b).to(tl.float32)
@@ -338,7 +348,17 @@ def mlp_backward_inputs_kernel(
         mask = (row < rows)[:, None] & (channel < C)[None, :]
         index = offset + row[:, None] * C + channel[None, :]
         normed = _normalised(
-            x_ptr + offset, row, channel, rows, C, mean, rstd, norm_weight_ptr, norm_bias_ptr, dtype
+            x_ptr + offset,
+            row,
+            channel,
+            rows,
+            C,
+            shift,
+            mean,
+            rstd,
+            norm_weight_ptr,
+            norm_bias_ptr,
+            dtype,
         )
         tl.store(normed_ptr + index, normed, mask=mask)
         grad = gain * tl.load(grad_ptr + index, mask=mask, other=0.0).to(tl.float32)
@@ -396,8 +416,7 @@ def norm_backward_sums_kernel(
     """Partial sums of ``grad`` and ``grad · normalised x``; grid [B, parts, C tiles]."""
     b = tl.program_id(0)
     parts = tl.num_programs(1)
-    mean = tl.load(moments_ptr + 2 * b)
-    rstd = tl.load(moments_ptr + 2 * b + 1)
+    shift, mean, rstd = _load_moments(moments_ptr, b)
     offset = b.to(tl.int64) * rows * C
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     grad_sum = tl.zeros([ROWS, CHANNELS], tl.float32)
@@ -411,7 +430,7 @@ def norm_backward_sums_kernel(
         grad = tl.load(grad_ptr + index, mask=mask, other=0.0).to(tl.float32)
         x = tl.load(x_ptr + index, mask=mask, other=0.0).to(tl.float32)
         grad_sum += grad
-        product_sum += grad * (x - mean) * rstd
+        product_sum += grad * (x - shift - mean) * rstd
     sums_ptr += (b * parts + tl.program_id(1)) * 2 * C
     tl.store(sums_ptr + channel, tl.sum(grad_sum, 0), mask=channel < C)
     tl.store(sums_ptr + C + channel, tl.sum(product_sum, 0), mask=channel < C)
@@ -425,8 +444,7 @@ def norm_backward_kernel(
 ):  # fmt: skip
     """``residual`` plus the gradient through the norm; grid [B, row tiles, C tiles]."""
     b = tl.program_id(0)
-    mean = tl.load(moments_ptr + 2 * b)
-    rstd = tl.load(moments_ptr + 2 * b + 1)
+    shift, mean, rstd = _load_moments(moments_ptr, b)
     every = tl.arange(0, ALL_CHANNELS)
     weights = tl.load(weight_ptr + every, mask=every < C, other=0.0).to(tl.float32)
     sums_ptr += b * 2 * C + every
@@ -442,5 +460,5 @@ def norm_backward_kernel(
     grad = tl.load(grad_ptr + index, mask=mask, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
     residual = tl.load(residual_ptr + index, mask=mask, other=0.0).to(tl.float32)
-    dx = grad * weight[None, :] - grad_mean - (x - mean) * rstd * product_mean
+    dx = grad * weight[None, :] - grad_mean - (x - shift - mean) * rstd * product_mean
     tl.store(dx_ptr + index, (residual + rstd * dx).to(dx_ptr.dtype.element_ty), mask=mask)

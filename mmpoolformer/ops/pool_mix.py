@@ -32,7 +32,7 @@ def pool_mix(
 ) -> tuple[Tensor, Tensor | None]:
     """Compute ``x + sample_scale · scale · (P(norm(x)) - norm(x))``.
 
-    Its backward keeps ``x`` and two numbers per sample. Statistics and sums are
+    Its backward keeps ``x`` and three numbers per sample. Statistics and sums are
     in float32 (float64 for a float64 ``x``), whatever the type of ``x``.
 
     Args:
@@ -74,7 +74,7 @@ class _PoolMix(torch.autograd.Function):
         backward = ops.pool_mix_backward if ops else _backward
         dx, sums = backward(grad, x, moments, weight, scale, sample_scale, ctx.pool_size)
         # Gradient of scale · weight: each sample's sums times what multiplies them.
-        gain = moments[:, 1] if sample_scale is None else moments[:, 1] * sample_scale
+        gain = moments[:, 2] if sample_scale is None else moments[:, 2] * sample_scale
         d_product = gain.to(sums.dtype) @ sums
         d_weight = (d_product * scale).to(weight.dtype)
         d_scale = (d_product * weight).to(scale.dtype)
@@ -87,34 +87,45 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     PyTorch's own, in channels-last on the CPU, subtracts the square of the mean
     from the mean of the squares. Parameters are as for :func:`pool_mix`.
     """
-    centred, _, rstd = _standardise(x.to(_work_type(x)), eps)
+    centred, moments = _centre(x.to(_work_type(x)), eps)
+    _, mean, rstd = _per_sample(moments)
     gain = rstd * weight.to(rstd.dtype)[:, None, None]
-    y = torch.addcmul(bias.to(rstd.dtype)[:, None, None], gain, centred)
+    y = torch.addcmul(bias.to(rstd.dtype)[:, None, None] - mean * gain, gain, centred)
     return y.to(torch.promote_types(x.dtype, weight.dtype))
 
 
-def _standardise(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """``x - mean``, the mean and 1 / standard deviation of each sample, in two passes."""
-    mean = x.mean((1, 2, 3), keepdim=True)
-    centred = x - mean
-    return centred, mean, (centred.square().mean((1, 2, 3), keepdim=True) + eps).rsqrt()
+def _centre(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``x - shift``, and per sample the shift, the mean of what is left, and 1 / σ.
+
+    The shift is the mean of ``x`` as far as its type can say it, so the second
+    mean is close to zero and the mean of the squares loses no digits.
+    """
+    axes = (1, 2, 3)
+    shift = x.mean(axes, keepdim=True)
+    centred = x - shift
+    mean = centred.mean(axes, keepdim=True)
+    rstd = (centred.square().mean(axes, keepdim=True) - mean.square() + eps).rsqrt()
+    return centred, torch.cat((shift, mean, rstd), 1).flatten(1)
+
+
+def _per_sample(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return moments[:, :, None, None, None].unbind(1)
 
 
 def _forward(x, weight, scale, sample_scale, pool_size, eps, dtype):
     """The operation in plain PyTorch, for every device."""
     work = _work_type(x)
     x = x.to(work)
-    centred, mean, rstd = _standardise(x, eps)
-    # Pooled around the mean, so that a large one costs no digits.
-    difference = _average(centred, pool_size) - centred
-    y = torch.addcmul(x, _gain(weight, scale, sample_scale, work) * rstd, difference)
-    return y.to(dtype), torch.cat((mean, rstd), 1).flatten(1), None
+    centred, moments = _centre(x, eps)
+    gain = _gain(weight, scale, sample_scale, work) * _per_sample(moments)[2]
+    y = torch.addcmul(x, gain, _average(centred, pool_size) - centred)
+    return y.to(dtype), moments, None
 
 
 def _backward(grad, x, moments, weight, scale, sample_scale, pool_size):
     work = _work_type(x)
-    mean, rstd = moments[:, :, None, None, None].unbind(1)
-    grad, centred = grad.to(work), x.to(work) - mean
+    shift, mean, rstd = _per_sample(moments)
+    grad, centred = grad.to(work), x.to(work) - shift
     sums = (grad * (_average(centred, pool_size) - centred)).sum((2, 3))
     gain = _gain(weight, scale, sample_scale, work)
     d_rstd = (gain.flatten(1) * sums).sum(1)[:, None, None, None]
@@ -122,7 +133,7 @@ def _backward(grad, x, moments, weight, scale, sample_scale, pool_size):
     # The transpose of the average: at the borders it is not the average itself.
     window = (pool_size, pool_size), (1, 1), (pool_size // 2, pool_size // 2)
     spread = torch.ops.aten.avg_pool2d_backward(mixed, centred, *window, False, False, None)
-    dx = grad - mixed + spread - rstd**3 * d_rstd / x[0].numel() * centred
+    dx = grad - mixed + spread - rstd**3 * d_rstd / x[0].numel() * (centred - mean)
     return dx.to(x.dtype), sums
 
 

@@ -57,12 +57,12 @@ def _new_map(x: Tensor, dtype: torch.dtype, channels: int | None = None) -> Tens
 
 def _fake_stats(x):
     block_tiles = triton.cdiv(x.shape[1] * x.shape[2] * x.shape[3], STATS_BLOCK)
-    return x.new_empty(x.shape[0], 3, _parts(x.shape[0], block_tiles), dtype=torch.float32)
+    return x.new_empty(x.shape[0], 4, _parts(x.shape[0], block_tiles), dtype=torch.float32)
 
 
 @_operation('partial_stats', _fake_stats)
 def partial_stats(x: Tensor) -> Tensor:
-    """Returns partial statistics of each sample, ``[B, 3, parts]``."""
+    """Returns partial statistics of each sample, ``[B, 4, parts]``."""
     x = _channels_last(x)
     stats = _fake_stats(x)
     kernels.stats_kernel[x.shape[0], stats.shape[2]](
@@ -78,8 +78,8 @@ def _mix_parts(x: Tensor) -> int:
 
 
 def _fake_pool_mix(x, weight, scale, sample_scale, pool_size, eps, dtype):
-    moments = x.new_empty(x.shape[0], 2, dtype=torch.float32)
-    stats = x.new_empty(x.shape[0], 3, _mix_parts(x), dtype=torch.float32)
+    moments = x.new_empty(x.shape[0], 3, dtype=torch.float32)
+    stats = x.new_empty(x.shape[0], 4, _mix_parts(x), dtype=torch.float32)
     return _new_map(x, dtype), moments, stats
 
 
@@ -93,7 +93,7 @@ def pool_mix(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the output, mean and rstd ``[B, 2]`` of ``x``, and the output's statistics."""
+    """Returns the output, the moments ``[B, 3]`` of ``x``, and the output's statistics."""
     batch_size, channels, height, width = x.shape
     x = _channels_last(x)
     x_stats = partial_stats(x)
@@ -182,7 +182,7 @@ def _fake_channel_mlp(
     x, stats, norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, scale, sample_scale, eps,
     dtype, save_branch,
 ):  # fmt: skip
-    moments = stats.new_empty(x.shape[0], 2)
+    moments = stats.new_empty(x.shape[0], 3)
     branch = _new_map(x, fc1.dtype) if save_branch else x.new_empty(0, dtype=fc1.dtype)
     return _new_map(x, dtype), moments, branch
 
@@ -203,7 +203,7 @@ def channel_mlp(
     dtype: torch.dtype,
     save_branch: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the output, mean and rstd ``[B, 2]`` of ``x``, and the branch before LayerScale."""
+    """Returns the output, the moments ``[B, 3]`` of ``x``, and the branch before LayerScale."""
     batch_size, channels, height, width = x.shape
     x = _channels_last(x)
     y, moments, branch = _fake_channel_mlp(
@@ -212,7 +212,7 @@ def channel_mlp(
     )  # fmt: skip
     first, second = split_channels(channels)
     rows, hidden_tile, warps, stages = _mlp_tiles(channels)
-    kernels.mlp_kernel[triton.cdiv(height * width, rows), batch_size](
+    kernels.mlp_kernel[batch_size, triton.cdiv(height * width, rows)](
         x, stats, norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, scale, sample_scale,
         y, moments, branch, height * width, eps,
         PARTS=stats.shape[2], SAMPLE_SCALE=sample_scale is not None, SAVE_BRANCH=save_branch,
@@ -267,7 +267,7 @@ def channel_mlp_backward(
         normed, scaled, branch_sums, rows, channels,
         SAMPLE_SCALE=sample_scale is not None, ROWS=PIXELS, CHANNELS=CHANNELS,
     )  # fmt: skip
-    d_fc2_bias, d_scale = branch_sums.sum((0, 1))
+    d_fc2_bias, d_scale = (branch_sums[:, :, i].sum((0, 1)) for i in range(2))
 
     # The hidden units of this one block, recomputed, and their gradient.
     all_row_tiles = triton.cdiv(batch_size * rows, HIDDEN_ROWS)
@@ -291,7 +291,7 @@ def channel_mlp_backward(
         d_normed, x, moments, norm_sums, rows, channels, ROWS=PIXELS, CHANNELS=CHANNELS
     )
     norm_sums = norm_sums.sum(1)
-    d_norm_bias, d_norm_weight = norm_sums.sum(0)
+    d_norm_bias, d_norm_weight = (norm_sums[:, i].sum(0) for i in range(2))
     dx = _new_map(x, x.dtype)
     kernels.norm_backward_kernel[batch_size, row_tiles, channel_tiles](
         grad, d_normed, x, moments, norm_sums, norm_weight, dx, rows, channels,
