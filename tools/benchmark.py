@@ -25,12 +25,12 @@ matplotlib.use('agg')
 import matplotlib.pyplot as plt
 import timm
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
 from mmpoolformer import ARCHS, PoolFormer
 from mmpoolformer.checkpoints import find_weights
+from mmpoolformer.deploy import compile_for_inference, switch_to_deploy
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
@@ -69,7 +69,9 @@ def parse_args():
     parser.add_argument('--sizes', nargs='+', default=['224x224', '512x512', '800x1333'])
     parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES))
     parser.add_argument('--modes', nargs='+', choices=MODES, default=['inference', 'training'])
-    parser.add_argument('--batch', type=int, help='images at a time (default: 1, on CUDA 16)')
+    parser.add_argument(
+        '--batch', type=int, help='images at a time (default: 1; on CUDA 16, for the detector 4)'
+    )
     parser.add_argument('--rounds', type=int, default=7, help='bursts of each contender')
     parser.add_argument('--no-compile', action='store_true', help='leave compiled contenders out')
     parser.add_argument('--out', type=Path, default=ROOT / 'docs', help='folder of the report')
@@ -78,14 +80,20 @@ def parse_args():
         parser.error(f'--sizes {args.sizes}: give HEIGHTxWIDTH, such as 512x512')
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('--device cuda: this machine has no CUDA device')
-    args.batch = args.batch or (16 if args.device == 'cuda' else 1)
     return args
 
 
 def main():
     args = parse_args()
     cases = [
-        dict(device=args.device, mode=mode, arch=arch, dtype=dtype, size=size, batch=args.batch)
+        dict(
+            device=args.device,
+            mode=mode,
+            arch=arch,
+            dtype=dtype,
+            size=size,
+            batch=args.batch or default_batch(args.device, mode),
+        )
         for mode in args.modes
         for arch in args.archs
         for dtype in args.dtypes
@@ -100,6 +108,10 @@ def main():
             progress.advance(task)
             write(args, records)
     report(args.out)
+
+
+def default_batch(device: str, mode: str) -> int:
+    return 1 if device == 'cpu' else 4 if mode == 'detector' else 16
 
 
 def measure_case(case: dict, args) -> list[dict]:
@@ -178,10 +190,11 @@ def inference_steps(case: dict, image: Tensor, compiled: bool) -> dict[str, Call
     calls = convolutions(models['ours, plain'], image)
     if compiled and case['size'] == COMPILED_SIZE:
         deployed = copy.deepcopy(ours)
-        deployed.switch_to_deploy()
+        switch_to_deploy(deployed)
+        compile_for_inference(deployed)
         models['timm, compiled'] = torch.compile(copy.deepcopy(models['timm']), dynamic=False)
         models['ours, compiled'] = torch.compile(copy.deepcopy(ours), dynamic=False)
-        models['ours, deploy + compile'] = compile_frozen(deployed, image)
+        models['ours, deploy + compile'] = deployed
     steps = {name: partial(without_gradients, model, image) for name, model in models.items()}
     steps['convolutions alone'] = lambda: [without_gradients(*call) for call in calls]
     return steps
@@ -222,7 +235,8 @@ def detector_steps(case: dict, image: Tensor, compiled: bool) -> dict[str, Calla
     for contender in ('timm', 'ours'):
         model = MODELS.build(cfg.model)
         if contender == 'timm':
-            model.backbone = timm_features(f'poolformer_{case["arch"]}')
+            out_indices = cfg.model.backbone.get('out_indices', (0, 1, 2, 3))
+            model.backbone = timm_features(f'poolformer_{case["arch"]}', out_indices=out_indices)
         model = model.to(image.device).train()
 
         def loss(model=model):
@@ -275,16 +289,6 @@ def convolutions(model: nn.Module, image: Tensor) -> list[tuple[nn.Module, Tenso
     for hook in hooks:
         hook.remove()
     return [(m, x.contiguous(memory_format=torch.channels_last)) for m, x in calls]
-
-
-def compile_frozen(model: nn.Module, image: Tensor) -> nn.Module:
-    """Compile with the weights as constants, as ``tools/test.py --compile`` does."""
-    import torch._inductor.config as inductor
-
-    compiled = torch.compile(model, dynamic=False)
-    with inductor.patch(freezing=True):
-        without_gradients(compiled, image)
-    return compiled
 
 
 def without_gradients(model: nn.Module, image: Tensor):
@@ -364,7 +368,7 @@ def report(folder: Path):
         lines += ['', '## Growth', '', *growth_table(growth)]
     lines += ['', *plot(records, folder / 'benchmarks')]
     (folder / 'benchmarks.md').write_text('\n'.join(lines).rstrip() + '\n')
-    Console().print('\n'.join(target_table(records)), markup=False, highlight=False)
+    print('\n'.join(target_table(records)))
     print(f'report: {folder / "benchmarks.md"}')
 
 

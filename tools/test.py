@@ -2,6 +2,7 @@
 
 import argparse
 
+from mmpoolformer.deploy import compile_for_inference, switch_to_deploy
 from mmpoolformer.launch import (
     LaunchError,
     add_common_arguments,
@@ -24,6 +25,12 @@ def parse_args():
     )
     parser.add_argument('--show-dir', help='save pictures of the predictions here')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument(
+        '--deploy', action='store_true', help='fold what inference does not need (switch_to_deploy)'
+    )
+    parser.add_argument(
+        '--compile', action='store_true', help='torch.compile the backbone; the start takes longer'
+    )
     return parser.parse_args()
 
 
@@ -39,6 +46,10 @@ def main():
         save_predictions(cfg, args.out)
     runner = build_runner(cfg, 'test')
     load_whole_model(runner, args.checkpoint)
+    if args.deploy and not switch_to_deploy(runner.model):
+        raise LaunchError('--deploy: no part of this model has switch_to_deploy')
+    if args.compile:
+        compile_for_inference(backbone_of(runner.model))
     write_metrics(cfg, 'test', runner.test())
 
 
@@ -52,6 +63,12 @@ def load_whole_model(runner, checkpoint):
         raise LaunchError(
             f'{checkpoint} does not fit the model: {problem[:MESSAGE_LENGTH]}{more}'
         ) from error
+
+
+def backbone_of(model):
+    while hasattr(model, 'module'):  # test-time augmentation and distributed wrappers
+        model = model.module
+    return model.backbone
 
 
 def draw_predictions(cfg, show_dir):

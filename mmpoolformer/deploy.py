@@ -1,0 +1,37 @@
+"""Make a trained model ready for inference."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def switch_to_deploy(model: nn.Module) -> int:
+    """Put a model in evaluation mode and fold every part of it that can be folded.
+
+    Calls ``switch_to_deploy()`` of each part that has it, as mmyolo's hook of that name
+    does: the blocks of our backbones, and other libraries' re-parametrised layers.
+
+    Returns:
+        How many parts were folded.
+    """
+    model.eval()
+    parts = [module for module in model.modules() if hasattr(module, 'switch_to_deploy')]
+    for part in parts:
+        part.switch_to_deploy()
+    return len(parts)
+
+
+def compile_for_inference(module: nn.Module) -> None:
+    """Compile the forward of a module with ``torch.compile``, in place.
+
+    On the CPU the weights become constants of the compiled code, laid out for oneDNN
+    and with GELU and the residual inside the convolutions; later changes of the weights
+    are not seen. It takes effect under ``torch.no_grad()``, at the first call, which takes
+    a while. Image sizes may change from call to call.
+    """
+    module.forward = torch.compile(module.forward)
+    if next(module.parameters()).device.type == 'cpu':
+        import torch._inductor.config as inductor
+
+        module.forward = inductor.patch(freezing=True)(module.forward)
