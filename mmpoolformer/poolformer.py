@@ -161,7 +161,9 @@ class MetaFormerBlock(nn.Module):
         scale = self.layer_scale_2[:, None, None]
         if sample_scale is not None:
             scale = scale * sample_scale[:, None, None, None]
-        return torch.addcmul(x, scale, branch)
+        if torch.is_grad_enabled() or branch.dtype != x.dtype:
+            return torch.addcmul(x, scale, branch)
+        return branch.mul_(scale).add_(x)
 
     def _mlp_is_covered(self, x: Tensor) -> bool:
         mlp = self.mlp

@@ -1,7 +1,8 @@
 """Time PoolFormer against timm's and against what else a user would pick.
 
-Contenders run in turns in one process, in bursts of a few calls, and are compared by
-medians; the first call of a burst meets another contender's memory and is not counted.
+Contenders run in turns, in bursts of a few calls, and are compared by medians. On the CPU
+each has a process of its own, as its user would: in one process the C library's allocator
+keeps for one contender the memory that another one returned, and page faults decide.
 Writes docs/benchmarks/DEVICE.json, and from all such files docs/benchmarks.md and plots.
 """
 
@@ -11,6 +12,8 @@ import copy
 import ctypes
 import gc
 import json
+import multiprocessing
+import os
 import platform
 import re
 import statistics
@@ -49,6 +52,7 @@ CUDA = dict(device='cuda', mode='training', size='512x512', batch=16, arch='s24'
 DETECTOR = dict(device='cuda', mode='detector', size='800x1333', batch=4, arch='s12')
 DEPLOYED = 'ours, deploy + compile'
 FLOOR = 'convolutions alone'
+PLAIN = ('ours, plain', FLOOR)
 TARGETS = [
     dict(CPU, ours=('ours', 'float32'), other=('timm', 'float32'), least=1.5),
     dict(CPU, ours=(DEPLOYED, 'float32'), other=('timm', 'float32'), least=2.3),
@@ -116,17 +120,15 @@ def default_batch(device: str, mode: str) -> int:
 
 def measure_case(case: dict, args) -> list[dict]:
     """Time every contender of a case in turns; one record each."""
-    torch.manual_seed(0)
-    torch._dynamo.reset()
-    height, width = map(int, case['size'].split('x'))
-    image = torch.randn(case['batch'], 3, height, width, device=case['device'])
-    steps = MODES[case['mode']](case, image, compiled=not args.no_compile)
-    times = {name: [] for name in steps}
-    for step in steps.values():
-        step()
+    kind = Contender if case['device'] == 'cuda' else ContenderProcess
+    contenders = {name: kind(case, name) for name in names(case, not args.no_compile)}
+    times = {name: [] for name in contenders}
     for _ in range(args.rounds):
-        for name, step in steps.items():
-            times[name] += burst(step, case['device'])
+        for name, contender in contenders.items():
+            times[name] += contender.burst()
+    memory = {name: contender.peak_memory() for name, contender in contenders.items()}
+    for contender in contenders.values():
+        contender.close()
     return [
         dict(
             case,
@@ -134,10 +136,80 @@ def measure_case(case: dict, args) -> list[dict]:
             milliseconds=statistics.median(values),
             quartiles=statistics.quantiles(values, n=4)[::2],
             images_per_second=1e3 * case['batch'] / statistics.median(values),
-            peak_mebibytes=peak_memory(steps[name], case['device']),
+            peak_mebibytes=memory[name],
         )
         for name, values in times.items()
     ]
+
+
+def names(case: dict, compiled: bool) -> list[str]:
+    """The contenders of a case."""
+    if case['mode'] == 'detector':
+        return ['timm', 'ours']
+    found = ['timm', 'ours', 'ours, plain']
+    if case['arch'] == 's12':
+        found += OTHERS
+    inference = case['mode'] == 'inference'
+    if compiled and case['size'] == COMPILED_SIZE and (inference or case['device'] == 'cuda'):
+        found += ['timm, compiled', 'ours, compiled']
+        if inference:
+            found.append(DEPLOYED)
+    return [*found, FLOOR] if inference else found
+
+
+class Contender:
+    """A model with what is done with it, ready to be timed."""
+
+    def __init__(self, case: dict, name: str):
+        torch.manual_seed(0)
+        height, width = map(int, case['size'].split('x'))
+        image = torch.randn(case['batch'], 3, height, width, device=case['device'])
+        self.device = case['device']
+        self.step = MODES[case['mode']](case, name, image)
+        self.burst()
+
+    def burst(self) -> list[float]:
+        return burst(self.step, self.device)
+
+    def peak_memory(self) -> float | None:
+        return peak_memory(self.step, self.device)
+
+    def close(self):
+        del self.step
+
+
+class ContenderProcess:
+    """A :class:`Contender` in a child process, which waits while others have their turn."""
+
+    def __init__(self, case: dict, name: str):
+        context = multiprocessing.get_context('fork')
+        self.pipe, pipe = context.Pipe()
+        self.process = context.Process(target=serve, args=(case, name, pipe), daemon=True)
+        self.process.start()
+        pipe.close()
+        self.pipe.recv()
+
+    def burst(self) -> list[float]:
+        return self.call('burst')
+
+    def peak_memory(self) -> float | None:
+        return self.call('peak_memory')
+
+    def call(self, method: str):
+        self.pipe.send(method)
+        return self.pipe.recv()
+
+    def close(self):
+        self.pipe.send(None)
+        self.process.join()
+
+
+def serve(case: dict, name: str, pipe):
+    contender = Contender(case, name)
+    pipe.send('ready')
+    while (method := pipe.recv()) is not None:
+        pipe.send(getattr(contender, method)())
+    os._exit(0)  # not the parent's clean-up
 
 
 def burst(step: Callable, device: str, calls: int = 3) -> list[float]:
@@ -182,47 +254,50 @@ def resident(field: str) -> int:
     return int(re.search(rf'{field}:\s+(\d+)', Path('/proc/self/status').read_text())[1])
 
 
-def inference_steps(case: dict, image: Tensor, compiled: bool) -> dict[str, Callable]:
+def inference_step(case: dict, name: str, image: Tensor) -> Callable:
     dtype = DTYPES[case['dtype']]
     image = image.to(dtype)
-    models = {name: model.to(image.device, dtype).eval() for name, model in backbones(case).items()}
-    ours = models['ours']
-    calls = convolutions(models['ours, plain'], image)
-    if compiled and case['size'] == COMPILED_SIZE:
-        deployed = copy.deepcopy(ours)
-        switch_to_deploy(deployed)
-        compile_for_inference(deployed)
-        models['timm, compiled'] = torch.compile(copy.deepcopy(models['timm']), dynamic=False)
-        models['ours, compiled'] = torch.compile(copy.deepcopy(ours), dynamic=False)
-        models['ours, deploy + compile'] = deployed
-    steps = {name: partial(without_gradients, model, image) for name, model in models.items()}
-    steps['convolutions alone'] = lambda: [without_gradients(*call) for call in calls]
-    return steps
+    model = backbone(case, name).to(image.device, dtype).eval()
+    if name == FLOOR:
+        calls = convolutions(model, image)
+
+        def run_convolutions():
+            for convolution, x in calls:
+                without_gradients(convolution, x)
+
+        return run_convolutions
+    if name == DEPLOYED:
+        switch_to_deploy(model)
+        compile_for_inference(model)
+    elif 'compiled' in name:
+        model = torch.compile(model, dynamic=False)
+    return partial(without_gradients, model, image)
 
 
-def training_steps(case: dict, image: Tensor, compiled: bool) -> dict[str, Callable]:
-    models = {name: model.to(image.device).train() for name, model in backbones(case).items()}
-    if compiled and case['size'] == COMPILED_SIZE and case['device'] == 'cuda':
-        models['timm, compiled'] = torch.compile(copy.deepcopy(models['timm']), dynamic=False)
-        models['ours, compiled'] = torch.compile(copy.deepcopy(models['ours']), dynamic=False)
-    return {
-        name: partial(train, lambda model=model: sum(o.float().mean() for o in model(image)),
-                      model, case)
-        for name, model in models.items()
-    }  # fmt: skip
+def training_step(case: dict, name: str, image: Tensor) -> Callable:
+    model = backbone(case, name).to(image.device).train()
+    if 'compiled' in name:
+        model = torch.compile(model, dynamic=False)
+    return partial(train, lambda: sum(out.float().mean() for out in model(image)), model, case)
 
 
-def detector_steps(case: dict, image: Tensor, compiled: bool) -> dict[str, Callable]:
-    """A training step of RetinaNet, with our backbone and with timm's in its place."""
+def detector_step(case: dict, name: str, image: Tensor) -> Callable:
+    """A training step of RetinaNet, with our backbone or with timm's in its place."""
     from mmdet.structures import DetDataSample
     from mmengine.config import Config
     from mmengine.registry import MODELS, init_default_scope
     from mmengine.structures import InstanceData
 
     init_default_scope('mmdet')
-    name = f'retinanet_poolformer-{case["arch"]}_fpn_1x_coco.py'
-    cfg = Config.fromfile(ROOT / 'configs' / 'detection' / name)
+    config = f'retinanet_poolformer-{case["arch"]}_fpn_1x_coco.py'
+    cfg = Config.fromfile(ROOT / 'configs' / 'detection' / config)
     cfg.model.backbone.init_cfg = None
+    model = MODELS.build(cfg.model)
+    if name == 'timm':
+        out_indices = cfg.model.backbone.out_indices
+        model.backbone = timm_features(f'poolformer_{case["arch"]}', out_indices=out_indices)
+    model = model.to(image.device).train()
+
     height, width = image.shape[2:]
     corners = torch.rand(10, 2) * torch.tensor([width / 2, height / 2])
     boxes = torch.cat((corners, corners + 0.4 * corners.max()), 1).to(image.device)
@@ -231,46 +306,33 @@ def detector_steps(case: dict, image: Tensor, compiled: bool) -> dict[str, Calla
     )
     labels = torch.randint(80, (10,), device=image.device)
     sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
-    steps = {}
-    for contender in ('timm', 'ours'):
-        model = MODELS.build(cfg.model)
-        if contender == 'timm':
-            out_indices = cfg.model.backbone.get('out_indices', (0, 1, 2, 3))
-            model.backbone = timm_features(f'poolformer_{case["arch"]}', out_indices=out_indices)
-        model = model.to(image.device).train()
 
-        def loss(model=model):
-            losses = model.loss(image, [copy.copy(sample) for _ in image])
-            return sum(
-                sum(value) if isinstance(value, list) else value for value in losses.values()
-            )
+    def loss():
+        losses = model.loss(image, [copy.copy(sample) for _ in image])
+        return sum(sum(v) if isinstance(v, list) else v for v in losses.values())
 
-        steps[contender] = partial(train, loss, model, case)
-    return steps
+    return partial(train, loss, model, case)
 
 
-MODES = {'inference': inference_steps, 'training': training_steps, 'detector': detector_steps}
+MODES = {'inference': inference_step, 'training': training_step, 'detector': detector_step}
 
 
-def backbones(case: dict) -> dict[str, nn.Module]:
-    """The contenders as built; PoolFormers with the same weights."""
-    ours = PoolFormer(case['arch'])
-    models = {
-        'timm': timm_features(f'poolformer_{case["arch"]}'),
-        'ours': ours,
-        'ours, plain': PoolFormer(case['arch'], token_mixing='plain'),
-    }
-    models['ours, plain'].load_state_dict(ours.state_dict())
-    weights = find_weights(ours.state_dict()).to('timm')
-    weights = {re.sub(r'^stages\.', 'stages_', key): value for key, value in weights.items()}
-    incompatible = models['timm'].load_state_dict(weights, strict=False)
-    assert not incompatible.missing_keys, incompatible
-    if case['arch'] == 's12':
+def backbone(case: dict, name: str) -> nn.Module:
+    """A contender as built; all PoolFormers have the weights of the same seed."""
+    if name in OTHERS:
         image_size = tuple(map(int, case['size'].split('x')))
-        for name, timm_name in OTHERS.items():
-            options = dict(img_size=image_size) if name == 'swin_t' else {}
-            models[name] = timm_features(timm_name, **options)
-    return models
+        return timm_features(
+            OTHERS[name], **(dict(img_size=image_size) if name == 'swin_t' else {})
+        )
+    model = PoolFormer(case['arch'], token_mixing='plain' if name in PLAIN else None)
+    if not name.startswith('timm'):
+        return model
+    weights = find_weights(model.state_dict()).to('timm')
+    weights = {re.sub(r'^stages\.', 'stages_', key): value for key, value in weights.items()}
+    model = timm_features(f'poolformer_{case["arch"]}')
+    incompatible = model.load_state_dict(weights, strict=False)
+    assert not incompatible.missing_keys, incompatible
+    return model
 
 
 def timm_features(name: str, **options) -> nn.Module:
@@ -279,7 +341,7 @@ def timm_features(name: str, **options) -> nn.Module:
 
 def convolutions(model: nn.Module, image: Tensor) -> list[tuple[nn.Module, Tensor]]:
     """Every convolution of a model with its own input, in channels-last: the floor."""
-    calls, model = [], copy.deepcopy(model)
+    calls = []
     hooks = [
         module.register_forward_hook(lambda module, args, _: calls.append((module, args[0])))
         for module in model.modules()
@@ -346,9 +408,9 @@ def report(folder: Path):
     lines = [
         '# Benchmarks',
         '',
-        'Made by `tools/benchmark.py`: contenders in turns in one process, medians of '
-        'bursts, the same weights for all PoolFormers. «ours» is the backbone as built, '
-        '«timm» the plain definition. A case is `arch type size batch`. Ratios are what '
+        'Made by `tools/benchmark.py`: contenders in turns, on the CPU each in a process of its '
+        'own, medians of bursts, the same weights for all PoolFormers. «ours» is the backbone '
+        'as built, «timm» the plain definition. A case is `arch type size batch`. Ratios are what '
         'carries over to other machines, more or less.',
         '',
         *(f'- {c["machine"]["name"]}; torch {c["machine"]["torch"]}, timm {c["machine"]["timm"]}'

@@ -90,7 +90,11 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     centred, moments = _centre(x.to(_work_type(x)), eps)
     _, mean, rstd = _per_sample(moments)
     gain = rstd * weight.to(rstd.dtype)[:, None, None]
-    y = torch.addcmul(bias.to(rstd.dtype)[:, None, None] - mean * gain, gain, centred)
+    bias = bias.to(rstd.dtype)[:, None, None] - mean * gain
+    if torch.is_grad_enabled():
+        y = torch.addcmul(bias, gain, centred)
+    else:
+        y = centred.mul_(gain).add_(bias)  # in place: a fresh map costs more than a pass
     return y.to(torch.promote_types(x.dtype, weight.dtype))
 
 
@@ -122,7 +126,8 @@ def _forward(x, weight, scale, sample_scale, pool_size, eps, dtype):
     x = x.to(work)
     centred, moments = _centre(x, eps)
     gain = _gain(weight, scale, sample_scale, work) * _per_sample(moments)[2]
-    y = torch.addcmul(x, gain, _average(centred, pool_size) - centred)
+    # In place: on the CPU a fresh map costs more than another pass.
+    y = _average(centred, pool_size).sub_(centred).mul_(gain).add_(x)
     return y.to(dtype), moments, None
 
 
