@@ -22,6 +22,8 @@ PUBLISHED = sorted(p for p in CONFIGS.glob('*/*.py') if 'digits' not in p.name)
 DIGITS = sorted(CONFIGS.glob('*/*digits.py'))
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ['TRITON_INTERPRET'] = '1'  # read when Triton is imported, by whoever is first
 
 
 def timm_to_official(key):
