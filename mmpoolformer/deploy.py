@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import nn
+
+from .memory import keep_freed_memory
 
 
 def switch_to_deploy(model: nn.Module) -> int:
@@ -29,8 +29,8 @@ def compile_for_inference(module: nn.Module) -> None:
 
     On the CPU the weights become constants of the compiled code, laid out for oneDNN
     and with GELU and the residual inside the convolutions; later changes of the weights
-    are not seen. The process keeps the memory that it frees from then on: glibc would
-    return it after every image, and page faults would cost a third of the time.
+    are not seen. The process keeps the memory that it frees from then on
+    (:mod:`mmpoolformer.memory`).
 
     It takes effect under ``torch.no_grad()``, at the first call, which takes a while. Image
     sizes may change from call to call.
@@ -40,13 +40,4 @@ def compile_for_inference(module: nn.Module) -> None:
         import torch._inductor.config as inductor
 
         module.forward = inductor.patch(freezing=True)(module.forward)
-        _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Keep freed memory in the process, where the C library is glibc."""
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
-    if mallopt is not None:
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_max, 0)
+        keep_freed_memory()

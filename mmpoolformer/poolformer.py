@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .archs import NUM_STAGES, Arch, is_integer, is_number, resolve_arch
 from .checkpoints.loading import prepare
+from .memory import reuse_freed_memory
 from .ops import channel_mlp, channel_mlp_covers, group_norm, pool_mix
 
 # The stem divides both sides by 4 and each of the three later stages by 2.
@@ -82,8 +83,11 @@ class Mlp(nn.Module):
         return self.drop(self.fc2(x))
 
     def _activate(self, x: Tensor) -> Tensor:
-        if _is_exact_gelu(self.act) and not torch.is_grad_enabled():
-            return torch.ops.aten.gelu_(x)  # a second map of this width costs more than GELU
+        # In inference in place, as a second map of this width costs more than GELU, unless a hook
+        # may have kept the first one.
+        in_place = not torch.is_grad_enabled() and not self.fc1._forward_hooks
+        if in_place and _is_exact_gelu(self.act):
+            return torch.ops.aten.gelu_(x)
         return self.act(x)
 
 
@@ -459,9 +463,14 @@ class PoolFormer(BaseModule):
                 update_init_info(self, init_info=f'pretrained weights from {report}')
 
     def train(self, mode: bool = True) -> PoolFormer:
-        """Set the training mode, keeping frozen stages in evaluation mode."""
+        """Set the training mode, keeping frozen stages in evaluation mode.
+
+        Evaluation mode also has :func:`~mmpoolformer.memory.reuse_freed_memory`.
+        """
         super().train(mode)
         self._freeze_stages()
+        if not mode:
+            reuse_freed_memory()
         return self
 
     def _freeze_stages(self) -> None:

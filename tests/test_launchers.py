@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -61,6 +62,18 @@ def test_test_gives_the_metrics_of_the_last_validation(config, trained, tmp_path
     assert {key: tested[key] for key in METRICS[config]} == {
         key: validated[key] for key in METRICS[config]
     }
+
+
+@by_config
+def test_deployed_and_compiled_models_test_alike(config, trained, monkeypatch, tmp_path):
+    # Inductor itself takes minutes here and is tested with the backbone.
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='aot_eager'))
+    options, work_dir, checkpoint = trained(config)
+    run_tool('test', config, checkpoint, '--work-dir', tmp_path, '--deploy', '--compile', *options)
+    tested = json.loads((tmp_path / 'test_metrics.json').read_text())
+    validated = json.loads((work_dir / 'val_metrics.json').read_text())
+    for key in METRICS[config]:
+        assert tested[key] == pytest.approx(validated[key], rel=0.01, abs=0.01)
 
 
 @pytest.mark.parametrize('config', DIGITS, ids=lambda path: path.stem)

@@ -145,11 +145,20 @@ def test_pool_mix_takes_every_layout(form, layout):
 
 
 @pytest.mark.parametrize('form', FORMS, indirect=True)
-def test_pool_mix_of_a_constant_map_is_that_map(form):
+@pytest.mark.parametrize('value', [0.0, 3.0, 0.1, 1.1e8])
+def test_pool_mix_of_a_constant_map_is_that_map(form, value):
     (x, *vectors), _, grad = mix_inputs((2, 16, 6, 5))
-    x = torch.full_like(x, 3.0)
+    x = torch.full_like(x, value)
     y, dx, *_ = with_gradients(pool_mix, [x, *vectors], grad, torch.float32)
-    assert torch.equal(y.cpu(), x) and dx.isfinite().all()
+    torch.testing.assert_close(y.cpu(), x, rtol=1e-6, atol=0)
+    assert dx.isfinite().all()
+
+
+@pytest.mark.parametrize('form', FORMS, indirect=True)
+def test_pool_mix_of_no_samples(form):
+    (x, *vectors), _, _ = mix_inputs((2, 16, 6, 5))
+    y, _ = pool_mix(x[:0].to(DEVICE), *(v.to(DEVICE) for v in vectors))
+    assert y.shape == (0, 16, 6, 5)
 
 
 @pytest.mark.parametrize('form', FORMS, indirect=True)

@@ -108,12 +108,17 @@ def _centre(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     axes = (1, 2, 3)
     part = x[:, :, ::4, ::4]
     # Products, as Inductor repeats a division for each element that uses its result.
-    shift = part.sum(axes, keepdim=True) * (1 / part[0].numel())
+    shift = part.sum(axes, keepdim=True) * (1 / _sample_size(part))
     centred = x - shift
-    inverse_size = 1 / x[0].numel()
+    inverse_size = 1 / _sample_size(x)
     mean = centred.sum(axes, keepdim=True) * inverse_size
     variance = centred.square().sum(axes, keepdim=True) * inverse_size - mean.square()
-    return centred, torch.cat((shift, mean, (variance + eps).rsqrt()), 1).flatten(1)
+    rstd = (variance.clamp_min(0) + eps).rsqrt()
+    return centred, torch.cat((shift, mean, rstd), 1).flatten(1)
+
+
+def _sample_size(x: Tensor) -> int:
+    return x.shape[1] * x.shape[2] * x.shape[3]
 
 
 def _per_sample(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +147,7 @@ def _backward(grad, x, moments, weight, scale, sample_scale, pool_size):
     # The transpose of the average: at the borders it is not the average itself.
     window = (pool_size, pool_size), (1, 1), (pool_size // 2, pool_size // 2)
     spread = torch.ops.aten.avg_pool2d_backward(mixed, centred, *window, False, False, None)
-    dx = grad - mixed + spread - rstd**3 * d_rstd / x[0].numel() * (centred - mean)
+    dx = grad - mixed + spread - rstd**3 * d_rstd / _sample_size(x) * (centred - mean)
     return dx.to(x.dtype), sums
 
 

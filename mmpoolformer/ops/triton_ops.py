@@ -42,7 +42,8 @@ def _operation(name: str, fake):
 def _parts(batch_size: int, tiles: int) -> int:
     """Programs per sample: a power of two, as the merge of their results needs."""
     return min(
-        triton.next_power_of_2(triton.cdiv(PROGRAMS, batch_size)), triton.next_power_of_2(tiles)
+        triton.next_power_of_2(triton.cdiv(PROGRAMS, max(batch_size, 1))),
+        triton.next_power_of_2(tiles),
     )
 
 
@@ -66,7 +67,7 @@ def partial_stats(x: Tensor) -> Tensor:
     x = _channels_last(x)
     stats = _fake_stats(x)
     kernels.stats_kernel[x.shape[0], stats.shape[2]](
-        x, stats, x.numel() // x.shape[0], PARTS=stats.shape[2], BLOCK=STATS_BLOCK
+        x, stats, x.shape[1] * x.shape[2] * x.shape[3], PARTS=stats.shape[2], BLOCK=STATS_BLOCK
     )
     return stats
 
