@@ -87,15 +87,36 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     PyTorch's own, in channels-last on the CPU, subtracts the square of the mean
     from the mean of the squares. Parameters are as for :func:`pool_mix`.
     """
-    centred, moments = _centre(x.to(_work_type(x)), eps)
-    _, mean, rstd = _per_sample(moments)
-    gain = rstd * weight.to(rstd.dtype)[:, None, None]
-    bias = bias.to(rstd.dtype)[:, None, None] - mean * gain
-    if torch.is_grad_enabled():
-        y = torch.addcmul(bias, gain, centred)
-    else:
-        y = centred.mul_(gain).add_(bias)  # in place: a fresh map costs more than a pass
-    return y.to(torch.promote_types(x.dtype, weight.dtype))
+    return _GroupNorm.apply(x, weight, bias, eps)
+
+
+class _GroupNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps):
+        y, moments = _centre(x.to(_work_type(x)), eps)
+        ctx.save_for_backward(x, moments, weight, bias)
+        _, mean, rstd = _per_sample(moments)
+        gain = rstd * weight.to(y.dtype)[:, None, None]
+        y.mul_(gain).add_(bias.to(y.dtype)[:, None, None] - mean * gain)
+        return y.to(torch.promote_types(x.dtype, weight.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, moments, weight, bias = ctx.saved_tensors
+        shift, mean, rstd = _per_sample(moments)
+        grad, centred = grad.to(shift.dtype), x.to(shift.dtype) - shift
+        d_bias = grad.sum((2, 3), keepdim=True)
+        d_weight = ((grad * centred).sum((2, 3), keepdim=True) - mean * d_bias) * rstd
+        gain = weight.to(shift.dtype)[:, None, None]
+        grad_mean, product_mean = (
+            (gain * sums).sum(1, keepdim=True) / _sample_size(x) for sums in (d_bias, d_weight)
+        )
+        slope = rstd**2 * product_mean
+        dx = centred.mul_(-slope).add_(slope * mean - rstd * grad_mean)
+        dx.addcmul_(grad, rstd * gain)
+        d_weight, d_bias = d_weight.sum(0).flatten(), d_bias.sum(0).flatten()
+        return dx.to(x.dtype), d_weight.to(weight.dtype), d_bias.to(bias.dtype), None
 
 
 def _centre(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -140,14 +161,15 @@ def _backward(grad, x, moments, weight, scale, sample_scale, pool_size):
     work = _work_type(x)
     shift, mean, rstd = _per_sample(moments)
     grad, centred = grad.to(work), x.to(work) - shift
-    sums = (grad * (_average(centred, pool_size) - centred)).sum((2, 3))
+    sums = _average(centred, pool_size).sub_(centred).mul_(grad).sum((2, 3))
     gain = _gain(weight, scale, sample_scale, work)
     d_rstd = (gain.flatten(1) * sums).sum(1)[:, None, None, None]
     mixed = gain * rstd * grad
     # The transpose of the average: at the borders it is not the average itself.
     window = (pool_size, pool_size), (1, 1), (pool_size // 2, pool_size // 2)
-    spread = torch.ops.aten.avg_pool2d_backward(mixed, centred, *window, False, False, None)
-    dx = grad - mixed + spread - rstd**3 * d_rstd / _sample_size(x) * (centred - mean)
+    dx = torch.ops.aten.avg_pool2d_backward(mixed, centred, *window, False, False, None)
+    slope = rstd**3 * d_rstd / _sample_size(x)
+    dx = dx.sub_(mixed).add_(grad).sub_(centred.sub_(mean).mul_(slope))
     return dx.to(x.dtype), sums
 
 
