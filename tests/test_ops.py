@@ -23,6 +23,10 @@ FORMS = ['torch', pytest.param('triton', marks=needs_triton)]
 HALF_TYPES = [torch.bfloat16, torch.float16]
 
 
+if not hasattr(torch.library, 'custom_op'):
+    HALF_TYPES.remove(torch.float16)  # before torch 2.4 no GroupNorm to compare with on the CPU
+
+
 def relative_error(actual, expected):
     expected = expected.double()
     return float((actual.double() - expected).norm() / expected.norm().clamp_min(1e-30))
