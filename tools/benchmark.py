@@ -380,7 +380,8 @@ def write(args, records: list[dict]):
     content = json.loads(path.read_text()) if path.exists() else {'records': []}
     measured = {case_of(record) for record in records}
     kept = [record for record in content['records'] if case_of(record) not in measured]
-    content = dict(machine=machine(args.device), records=kept + records)
+    records = sorted(kept + records, key=case_of)  # stable: contenders keep their order
+    content = dict(machine=machine(args.device), records=records)
     partial_file = path.with_suffix('.partial')
     partial_file.write_text(json.dumps(content, indent=1) + '\n')
     partial_file.replace(path)
