@@ -1,6 +1,7 @@
 """The operations that make PoolFormer fast; the same numbers as the plain definition."""
 
 from .channel_mlp import channel_mlp, channel_mlp_covers
-from .pool_mix import group_norm, pool_mix
+from .group_norm import group_norm
+from .pool_mix import pool_mix
 
 __all__ = ['channel_mlp', 'channel_mlp_covers', 'group_norm', 'pool_mix']

@@ -348,18 +348,9 @@ def mlp_backward_inputs_kernel(
         mask = (row < rows)[:, None] & (channel < C)[None, :]
         index = offset + row[:, None] * C + channel[None, :]
         normed = _normalised(
-            x_ptr + offset,
-            row,
-            channel,
-            rows,
-            C,
-            shift,
-            mean,
-            rstd,
-            norm_weight_ptr,
-            norm_bias_ptr,
-            dtype,
-        )
+            x_ptr + offset, row, channel, rows, C, shift, mean, rstd, norm_weight_ptr,
+            norm_bias_ptr, dtype,
+        )  # fmt: skip
         tl.store(normed_ptr + index, normed, mask=mask)
         grad = gain * tl.load(grad_ptr + index, mask=mask, other=0.0).to(tl.float32)
         tl.store(scaled_ptr + index, (grad * scale[None, :]).to(dtype), mask=mask)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .backend import triton_ops
+from .group_norm import centre, per_sample, sample_size, work_type
 
 
 def pool_mix(
@@ -81,85 +82,20 @@ class _PoolMix(torch.autograd.Function):
         return dx, d_weight, torch.zeros_like(bias), d_scale, None, None, None
 
 
-def group_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """GroupNorm over one group, to the last digit in every layout.
-
-    PyTorch's own, in channels-last on the CPU, subtracts the square of the mean
-    from the mean of the squares. Parameters are as for :func:`pool_mix`.
-    """
-    return _GroupNorm.apply(x, weight, bias, eps)
-
-
-class _GroupNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, bias, eps):
-        y, moments = _centre(x.to(_work_type(x)), eps)
-        ctx.save_for_backward(x, moments, weight, bias)
-        _, mean, rstd = _per_sample(moments)
-        gain = rstd * weight.to(y.dtype)[:, None, None]
-        y.mul_(gain).add_(bias.to(y.dtype)[:, None, None] - mean * gain)
-        return y.to(torch.promote_types(x.dtype, weight.dtype))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        x, moments, weight, bias = ctx.saved_tensors
-        shift, mean, rstd = _per_sample(moments)
-        grad, centred = grad.to(shift.dtype), x.to(shift.dtype) - shift
-        d_bias = grad.sum((2, 3), keepdim=True)
-        d_weight = ((grad * centred).sum((2, 3), keepdim=True) - mean * d_bias) * rstd
-        gain = weight.to(shift.dtype)[:, None, None]
-        grad_mean, product_mean = (
-            (gain * sums).sum(1, keepdim=True) / _sample_size(x) for sums in (d_bias, d_weight)
-        )
-        slope = rstd**2 * product_mean
-        dx = centred.mul_(-slope).add_(slope * mean - rstd * grad_mean)
-        dx.addcmul_(grad, rstd * gain)
-        d_weight, d_bias = d_weight.sum(0).flatten(), d_bias.sum(0).flatten()
-        return dx.to(x.dtype), d_weight.to(weight.dtype), d_bias.to(bias.dtype), None
-
-
-def _centre(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """``x - shift``, and per sample the shift, the mean of what is left, and 1 / σ.
-
-    The shift is the mean of every fourth row and column, a sixteenth of the map. By the
-    law of total variance it is within four σ of the whole mean, so the mean of the
-    squares loses no digits by the subtraction of the squared mean, however large ``x`` is.
-    """
-    axes = (1, 2, 3)
-    part = x[:, :, ::4, ::4]
-    # Products, as Inductor repeats a division for each element that uses its result.
-    shift = part.sum(axes, keepdim=True) * (1 / _sample_size(part))
-    centred = x - shift
-    inverse_size = 1 / _sample_size(x)
-    mean = centred.sum(axes, keepdim=True) * inverse_size
-    variance = centred.square().sum(axes, keepdim=True) * inverse_size - mean.square()
-    rstd = (variance.clamp_min(0) + eps).rsqrt()
-    return centred, torch.cat((shift, mean, rstd), 1).flatten(1)
-
-
-def _sample_size(x: Tensor) -> int:
-    return x.shape[1] * x.shape[2] * x.shape[3]
-
-
-def _per_sample(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return moments[:, :, None, None, None].unbind(1)
-
-
 def _forward(x, weight, scale, sample_scale, pool_size, eps, dtype):
     """The operation in plain PyTorch, for every device."""
-    work = _work_type(x)
+    work = work_type(x)
     x = x.to(work)
-    centred, moments = _centre(x, eps)
-    gain = _gain(weight, scale, sample_scale, work) * _per_sample(moments)[2]
+    centred, moments = centre(x, eps)
+    gain = _gain(weight, scale, sample_scale, work) * per_sample(moments)[2]
     # In place: on the CPU a fresh map costs more than another pass.
     y = _average(centred, pool_size).sub_(centred).mul_(gain).add_(x)
     return y.to(dtype), moments, None
 
 
 def _backward(grad, x, moments, weight, scale, sample_scale, pool_size):
-    work = _work_type(x)
-    shift, mean, rstd = _per_sample(moments)
+    work = work_type(x)
+    shift, mean, rstd = per_sample(moments)
     grad, centred = grad.to(work), x.to(work) - shift
     sums = _average(centred, pool_size).sub_(centred).mul_(grad).sum((2, 3))
     gain = _gain(weight, scale, sample_scale, work)
@@ -168,13 +104,9 @@ def _backward(grad, x, moments, weight, scale, sample_scale, pool_size):
     # The transpose of the average: at the borders it is not the average itself.
     window = (pool_size, pool_size), (1, 1), (pool_size // 2, pool_size // 2)
     dx = torch.ops.aten.avg_pool2d_backward(mixed, centred, *window, False, False, None)
-    slope = rstd**3 * d_rstd / _sample_size(x)
+    slope = rstd**3 * d_rstd / sample_size(x)
     dx = dx.sub_(mixed).add_(grad).sub_(centred.sub_(mean).mul_(slope))
     return dx.to(x.dtype), sums
-
-
-def _work_type(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _average(x: Tensor, pool_size: int) -> Tensor:
