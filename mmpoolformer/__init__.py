@@ -7,9 +7,19 @@ from .archs import ARCHS, Arch
 from .checkpoints import CheckpointError, register_loaders
 from .poolformer import PoolFormer
 from .registry import register_backbones
+from .swap import SwapError, swap_backbone, swap_changes
 from .version import __version__
 
-__all__ = ['ARCHS', 'Arch', 'CheckpointError', 'PoolFormer', '__version__']
+__all__ = [
+    'ARCHS',
+    'Arch',
+    'CheckpointError',
+    'PoolFormer',
+    'SwapError',
+    '__version__',
+    'swap_backbone',
+    'swap_changes',
+]
 
 register_backbones()
 register_loaders()

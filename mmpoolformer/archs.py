@@ -32,6 +32,11 @@ ARCHS: dict[str, Arch] = {
 
 NUM_STAGES = 4
 
+# ImageNet-1K weights of the official repository, per name in ARCHS.
+OFFICIAL_WEIGHTS = (
+    'https://github.com/sail-sg/poolformer/releases/download/v1.0/poolformer_{arch}.pth.tar'
+)
+
 
 def resolve_arch(arch: str | dict | Arch) -> Arch:
     """Look an architecture up by name, or check one written out as a dict.

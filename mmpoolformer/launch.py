@@ -20,9 +20,12 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.utils import import_modules_from_strings
 
 from .checkpoints import CheckpointError, local_path, register_loaders
 from .registry import BACKBONES
+from .swap import SwapError, swap_backbone
+from .zoo import SEPARATOR, find_config
 
 INSTALL_HINTS = {
     'mmdet': 'pip install onedl-mmdetection (or the classic mmdet)',
@@ -39,15 +42,18 @@ def run(main: Callable[[], None]) -> None:
     """Call ``main`` and turn the errors a user can mend into a message and exit code 1."""
     try:
         main()
-    except (LaunchError, CheckpointError) as error:
+    except (LaunchError, CheckpointError, SwapError) as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
         sys.exit(130)
 
 
+CONFIG_HELP = 'config file, or a config that mmdet or mmseg ships: mmdet::FOLDER/NAME.py'
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that training and testing share, as mmdet and mmseg name them."""
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help=CONFIG_HELP)
     parser.add_argument(
         '--work-dir', help='folder for logs, checkpoints and metrics (default: work_dirs/CONFIG)'
     )
@@ -74,25 +80,63 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-def load_config(args: argparse.Namespace) -> Config:
+def find_config_file(name: str) -> Path:
+    """Return the file of a config given by its path or its name in the zoo.
+
+    Raises:
+        LaunchError: There is none; names what there is.
+    """
+    if SEPARATOR in name:
+        try:
+            return find_config(name)
+        except FileNotFoundError as error:
+            raise LaunchError(str(error)) from error
+    path = Path(name)
+    if not path.is_file():
+        raise LaunchError(f'config not found: {path}. {_similar_configs(path)}')
+    return path
+
+
+def read_config(path: Path) -> Config:
+    """Read a config file, without importing what its ``custom_imports`` names.
+
+    Raises:
+        LaunchError: It cannot be read.
+    """
+    try:
+        return Config.fromfile(path, import_custom_modules=False)
+    except Exception as error:  # whatever a config file's own code raises
+        raise LaunchError(f'cannot read {path}: {type(error).__name__}: {error}') from error
+
+
+def load_config(args: argparse.Namespace, arch: str | None = None) -> Config:
     """Read the config of the command line, with its overrides and work dir.
 
     The copy that mmengine leaves in the work dir is named ``config.py``: under the
     config's own name it would be a second hit where mim looks a bare name up.
 
+    Args:
+        args: See :func:`add_common_arguments`.
+        arch: The PoolFormer that replaces the config's backbone, see :func:`swap_backbone`.
+
     Raises:
         LaunchError: No such file, a config that does not parse, or a toolbox that it
             needs and that is not installed.
+        SwapError: The model takes no pyramid backbone.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    path = Path(args.config)
-    if not path.is_file():
-        raise LaunchError(f'config not found: {path}. {_similar_configs(path)}')
+    path = find_config_file(args.config)
+    name = path.stem
+    cfg = read_config(path)
+    if arch is not None:
+        cfg = swap_backbone(cfg, arch)
+        name = f'{name}_poolformer-{arch}'
     try:
-        cfg = Config.fromfile(path)
         if args.cfg_options:
             cfg.merge_from_dict(args.cfg_options)
-    except Exception as error:  # whatever a config file's own code raises
+        if cfg.get('custom_imports'):
+            import_modules_from_strings(**cfg.custom_imports)
+    except Exception as error:  # whatever the imported modules raise
         raise LaunchError(f'cannot read {path}: {type(error).__name__}: {error}') from error
     for key in ('model', 'default_scope'):
         if not cfg.get(key):
@@ -101,11 +145,11 @@ def load_config(args: argparse.Namespace) -> Config:
             )
     cfg = Config(cfg.to_dict(), cfg_text=cfg.text, filename='config.py')
     cfg.launcher = args.launcher
-    cfg.setdefault('experiment_name', path.stem)
+    cfg.setdefault('experiment_name', name)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
-        cfg.work_dir = os.path.join('work_dirs', path.stem)
+        cfg.work_dir = os.path.join('work_dirs', name)
     _check_installed(cfg, path)
     register_loaders(replace=True, allow_pickle=args.allow_pickle)
     for node in _walk(cfg.model):

@@ -77,7 +77,7 @@ def test_readme_links_and_paths_exist():
 
 
 def test_readme_python_runs():
-    (code,) = re.findall(r'In Python:\n\n```python\n(.*?)```', README, flags=re.S)
+    (code,) = re.findall(r'The backbone alone:\n\n```python\n(.*?)```', README, flags=re.S)
     scope = {}
     exec(code, scope)
     assert [f.shape[2] for f in scope['features']] == [56, 28, 14, 7]
@@ -85,7 +85,7 @@ def test_readme_python_runs():
 
 @pytest.mark.parametrize('scope, name', [('mmdet', 'detection'), ('mmseg', 'segmentation')])
 def test_readme_config_snippet_builds(scope, name, tmp_path):
-    (code,) = re.findall(r'config:\n\n```python\n(.*?)```', README, flags=re.S)
+    (code,) = re.findall(r'By hand, in any config:\n\n```python\n(.*?)```', README, flags=re.S)
     base = next(p for p in PUBLISHED if p.parent.name == name and 's12' in p.name)
     (tmp_path / 'own.py').write_text(f'_base_ = {str(base)!r}\n{code}')
     cfg = Config.fromfile(tmp_path / 'own.py')

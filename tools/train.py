@@ -4,6 +4,7 @@ import argparse
 
 import torch
 
+from mmpoolformer import ARCHS
 from mmpoolformer.launch import (
     LaunchError,
     add_common_arguments,
@@ -31,12 +32,19 @@ def parse_args():
         action='store_true',
         help='scale the learning rate by the actual over the base batch size',
     )
+    parser.add_argument(
+        '--swap-backbone',
+        choices=list(ARCHS),
+        metavar='ARCH',
+        help=f"train the config with a PoolFormer ({', '.join(ARCHS)}) in its backbone's place, "
+        'as tools/swap_backbone.py does',
+    )
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    cfg = load_config(args)
+    cfg = load_config(args, args.swap_backbone)
     if args.amp:
         enable_amp(cfg)
     if args.auto_scale_lr:
