@@ -23,6 +23,7 @@ from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
 from .checkpoints import CheckpointError, local_path, register_loaders
+from .config_tree import type_of, walk
 from .registry import BACKBONES
 from .swap import SwapError, swap_backbone
 from .zoo import SEPARATOR, find_config
@@ -152,9 +153,9 @@ def load_config(args: argparse.Namespace, arch: str | None = None) -> Config:
         cfg.work_dir = os.path.join('work_dirs', name)
     _check_installed(cfg, path)
     register_loaders(replace=True, allow_pickle=args.allow_pickle)
-    for node in _walk(cfg.model):
-        ours = str(node.get('type')).split('.')[-1] in BACKBONES
-        for init_cfg in _walk(node.get('init_cfg') if args.allow_pickle and ours else None):
+    for _, node in walk(cfg.model):
+        ours = type_of(node) in BACKBONES
+        for _, init_cfg in walk(node.get('init_cfg') if args.allow_pickle and ours else None):
             init_cfg['allow_pickle'] = True
     return cfg
 
@@ -242,7 +243,7 @@ def _similar_configs(path: Path) -> str:
 
 def _check_installed(cfg: Config, path: Path) -> None:
     scopes = {cfg.default_scope}
-    for node in _walk(cfg.to_dict()):
+    for _, node in walk(cfg.to_dict()):
         if isinstance(node.get('type'), str) and '.' in node['type']:
             scopes.add(node['type'].split('.')[0])
     for scope in sorted(scopes):
@@ -259,7 +260,7 @@ def _check_installed(cfg: Config, path: Path) -> None:
 def _check_checkpoints(cfg: Config, phase: str) -> None:
     checkpoints = [('load_from', cfg.get('load_from'))]
     if phase == 'train':
-        pretrained = (node for node in _walk(cfg.model) if node.get('type') == 'Pretrained')
+        pretrained = (node for _, node in walk(cfg.model) if node.get('type') == 'Pretrained')
         checkpoints += [('init_cfg', node.get('checkpoint')) for node in pretrained]
         last = Path(cfg.work_dir) / 'last_checkpoint'
         if cfg.get('resume') and not cfg.get('load_from') and last.is_file():
@@ -276,7 +277,7 @@ def _check_data(cfg: Config, phase: str) -> None:
     for split in PHASES[phase]:
         loader = cfg.get(f'{split}_dataloader') or {}
         paths += _data_paths(loader.get('dataset') or {})
-        for evaluator in _walk(cfg.get(f'{split}_evaluator')):
+        for _, evaluator in walk(cfg.get(f'{split}_evaluator')):
             if _is_on_disk(evaluator):
                 paths.append(evaluator.get('ann_file'))
     local = [local_path(path) for path in paths if path]
@@ -292,7 +293,7 @@ def _check_data(cfg: Config, phase: str) -> None:
 
 def _data_paths(dataset: dict) -> Iterator[str]:
     """The annotation files and image folders that a dataset, wrapped or not, will open."""
-    for node in _walk(dataset):
+    for _, node in walk(dataset):
         root = node.get('data_root') or ''
         annotations = node.get('ann_file')
         parts = [
@@ -307,16 +308,6 @@ def _data_paths(dataset: dict) -> Iterator[str]:
 def _is_on_disk(node: dict) -> bool:
     backend = (node.get('backend_args') or {}).get('backend', 'local')
     return backend in ('local', 'disk', 'hard_disk')
-
-
-def _walk(node) -> Iterator[dict]:
-    """All dictionaries of a config, outer before inner."""
-    if isinstance(node, dict):
-        yield node
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            yield from _walk(child)
 
 
 def _prepare_distributed_cpu(cfg: Config) -> None:
@@ -334,6 +325,6 @@ def _prepare_distributed_cpu(cfg: Config) -> None:
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
-    for node in _walk(cfg.model):
+    for _, node in walk(cfg.model):
         if node.get('type') == 'SyncBN':  # exists on GPUs only
             node['type'] = 'BN'

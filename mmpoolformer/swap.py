@@ -19,7 +19,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from .archs import ARCHS, NUM_STAGES, OFFICIAL_WEIGHTS, Arch, resolve_arch
+from .archs import ARCHS, NUM_STAGES, OFFICIAL_WEIGHTS, Arch, is_integer, resolve_arch
+from .config_tree import type_of, walk
 from .poolformer import PoolFormer
 from .registry import TOOLBOXES
 
@@ -28,6 +29,8 @@ STRIDES = (4, 8, 16, 32)  # of the four stages
 PREPROCESSING = dict(
     mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True, rgb_to_bgr=False
 )
+
+ROUNDING = dict(type='ResizeToMultiple', size_divisor=STRIDES[-1])
 
 SEMANTIC_FPN = 'mmseg::sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024.py'
 _YOLO = (
@@ -219,6 +222,12 @@ class _Swap:
             node = node[key]
         return node
 
+    def find(self, path: tuple) -> Any:
+        node = self.cfg
+        for key in path:
+            node = node.get(key) or {}
+        return node
+
     def set(self, path: tuple, value: Any, reason: str) -> None:
         parent, key = self.get(path[:-1]), path[-1]
         is_list = isinstance(parent, (list, tuple))
@@ -266,10 +275,10 @@ class _Swap:
         if isinstance(self.model['neck'], (list, tuple)):
             path = (*path, 0)
         neck = self.get(path)
-        kind = _type_of(neck)
+        kind = type_of(neck)
         if 'in_channels' not in neck:
             raise SwapError(f'its neck {kind} does not say in in_channels what it reads')
-        if _is_int(neck['in_channels']):
+        if is_integer(neck['in_channels']):
             self.set((*path, 'in_channels'), self.dims(stages)[-1], 'the stage it reads')
             return stages[-1:]
         count = len(neck['in_channels'])
@@ -342,7 +351,7 @@ class _Swap:
         modules, some of them fixed to ResNet's last stage.
         """
         read = {key: node for key, node in self.model.items() if _has(node, 'in_channels')}
-        widths = {node['in_channels'] for node in read.values() if _is_int(node['in_channels'])}
+        widths = {node['in_channels'] for node in read.values() if is_integer(node['in_channels'])}
         if not read or len(widths) > 1 or (widths and len(stages) > 1):
             raise SwapError(
                 'it has no neck, and its heads do not say in in_channels what they read'
@@ -390,7 +399,7 @@ class _Swap:
             node = self.get(self.at[:depth])
             for key in ('pretrained', 'init_cfg'):
                 value = node.get(key)
-                if value and (key == 'pretrained' or _type_of(value) == 'Pretrained'):
+                if value and (key == 'pretrained' or type_of(value) == 'Pretrained'):
                     path = (*self.at[:depth], key)
                     self.set(path, None, 'weights of the old backbone')
         if self.cfg.get('load_from'):
@@ -398,8 +407,8 @@ class _Swap:
 
     def _match_preprocessing(self) -> None:
         roots = (('model', 'data_preprocessor'), ('data_preprocessor',))
-        for root in (*roots, (*self.at, 'data_preprocessor')):
-            for path, node in _walk(self.cfg, root):
+        for root in dict.fromkeys((*roots, (*self.at, 'data_preprocessor'))):
+            for path, node in walk(self.find(root), root):
                 if len(node.get('mean') or ()) != 3:
                     continue
                 for key, value in PREPROCESSING.items():
@@ -411,14 +420,19 @@ class _Swap:
         if (self.model.get('test_cfg') or {}).get('mode') == 'slide':
             return
         for split in ('val', 'test'):
-            path = (f'{split}_dataloader', 'dataset', 'pipeline')
-            loader = self.cfg.get(path[0]) or {}
-            pipeline = (loader.get('dataset') or {}).get('pipeline')
-            kinds = [_type_of(transform) for transform in pipeline or ()]
-            if 'Resize' not in kinds or 'ResizeToMultiple' in kinds:
-                continue
+            dataset = self.find((f'{split}_dataloader', 'dataset'))
+            if 'pipeline' in dataset:
+                path = (f'{split}_dataloader', 'dataset', 'pipeline')
+                self._round_after_resize(path, dict(ROUNDING))
+        for k, transform in enumerate(self.cfg.get('tta_pipeline') or ()):
+            if type_of(transform) == 'TestTimeAug':
+                self._round_after_resize(('tta_pipeline', k, 'transforms'), [dict(ROUNDING)])
+
+    def _round_after_resize(self, path: tuple, rounding: dict | list[dict]) -> None:
+        pipeline = self.get(path)
+        kinds = [type_of(step[0] if isinstance(step, list) else step) for step in pipeline]
+        if 'Resize' in kinds and 'ResizeToMultiple' not in kinds:
             after = kinds.index('Resize') + 1
-            rounding = dict(type='ResizeToMultiple', size_divisor=STRIDES[-1])
             new = [*pipeline[:after], rounding, *pipeline[after:]]
             self.set(path, new, 'sides in multiples of 32, as PoolFormer was tested')
 
@@ -441,8 +455,8 @@ class _Swap:
         old = wrapper.get('optimizer')
         if not old:
             return
-        queries = any(_has(node, 'num_queries', 'num_proposals') for _, node in _walk(self.model))
-        if queries and _type_of(old) == 'AdamW':
+        queries = any(_has(node, 'num_queries', 'num_proposals') for _, node in walk(self.model))
+        if queries and type_of(old) == 'AdamW':
             if wrapper.get('constructor') in BACKBONE_CONSTRUCTORS:
                 reason = 'counts the blocks of the old backbone'
                 for key in ('constructor', 'paramwise_cfg'):
@@ -476,7 +490,7 @@ class _Swap:
 
 def _strides_of(backbone: dict, scope: str, cfg: Config) -> tuple[int, ...]:
     """The strides of the maps that a backbone returns, found by running it."""
-    kind = _type_of(backbone)
+    kind = type_of(backbone)
     _import_models(scope, cfg)
     if not _is_registered(backbone['type'], scope):
         strides = _documented_strides(kind, backbone)
@@ -525,7 +539,7 @@ def _documented_strides(kind: str, backbone: dict) -> tuple[int, ...] | None:
     indices = backbone.get('out_indices')
     if indices is None:
         return None
-    indices = [indices] if _is_int(indices) else indices
+    indices = [indices] if is_integer(indices) else indices
     if kind in ('ConvNeXt', 'SwinTransformer'):
         return tuple(4 * 2 ** (i % NUM_STAGES) for i in indices)
     if kind == 'PoolFormer':  # mmpretrain counts the downsampling too
@@ -576,13 +590,13 @@ def _find_backbone(cfg: Config) -> tuple:
     while True:
         for part in (node, node.get('neck'), node.get('backbone')):
             part = part[0] if isinstance(part, list) and part else part
-            if isinstance(part, dict) and _type_of(part) in REFUSED:
-                reason, nearest = REFUSED[_type_of(part)]
-                raise SwapError(f'{_type_of(part)}: {reason}', nearest)
+            if isinstance(part, dict) and type_of(part) in REFUSED:
+                reason, nearest = REFUSED[type_of(part)]
+                raise SwapError(f'{type_of(part)}: {reason}', nearest)
         if 'backbone' in node:
             return path
         if not _has(node, 'detector'):
-            raise SwapError(f'its model {_type_of(node)} has no backbone')
+            raise SwapError(f'its model {type_of(node)} has no backbone')
         path, node = (*path, 'detector'), node['detector']
 
 
@@ -594,7 +608,7 @@ def _segmentation_heads(model: dict, at: tuple) -> Iterator[tuple[tuple, dict]]:
         for k, head in enumerate(heads if listed else [heads] if heads else []):
             root = (*at, key, k) if listed else (*at, key)
             yield root, head
-            for path, node in _walk(head):
+            for path, node in walk(head):
                 if path and 'in_index' in node:
                     yield (*root, *path), node
 
@@ -606,36 +620,12 @@ def _levels_read(head: dict, count: int) -> list[int]:
     return [level % count if level < 0 else level for level in index]
 
 
-def _walk(node: Any, path: tuple = ()) -> Iterator[tuple[tuple, dict]]:
-    """The dictionaries below ``path``, outer before inner, each with its own path."""
-    for key in path:
-        node = node.get(key) if isinstance(node, (dict, Config)) else None
-    todo = [(path, node)]
-    while todo:
-        path, node = todo.pop(0)
-        if isinstance(node, dict):
-            yield path, node
-            todo.extend(((*path, key), child) for key, child in node.items())
-        elif isinstance(node, (list, tuple)):
-            todo.extend(((*path, k), child) for k, child in enumerate(node))
-
-
 def _type_names(cfg: Config) -> set[str]:
-    return {node['type'] for _, node in _walk(cfg.to_dict()) if isinstance(node.get('type'), str)}
-
-
-def _type_of(node: Any) -> str:
-    """The name of a config's type without scope or module."""
-    kind = node.get('type') if isinstance(node, dict) else None
-    return str(getattr(kind, '__name__', kind)).split('.')[-1]
+    return {node['type'] for _, node in walk(cfg.to_dict()) if isinstance(node.get('type'), str)}
 
 
 def _has(node: Any, *keys: str) -> bool:
     return isinstance(node, dict) and any(key in node for key in keys)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int)
 
 
 def _as_dict(arch: dict | Arch) -> dict:
@@ -671,7 +661,7 @@ def _short(value: Any, length: int = 100) -> str:
         arguments = ', '.join(
             f'{k}={v!r}' for k, v in value.items() if k not in ('type', 'init_cfg')
         )
-        text = f'{_type_of(value)}({arguments})'
+        text = f'{type_of(value)}({arguments})'
     else:
         text = repr(value)
     return text if len(text) <= length else f'{text[: length - 1]}…'

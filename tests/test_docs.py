@@ -5,9 +5,11 @@ import re
 import pytest
 import torch
 import yaml
-from conftest import PUBLISHED, ROOT
+from conftest import PUBLISHED, ROOT, run_tool
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+
+from mmpoolformer.zoo import find_config
 
 README = (ROOT / 'README.md').read_text()
 INDEX = yaml.safe_load((ROOT / 'model-index.yml').read_text())
@@ -74,6 +76,25 @@ def test_readme_links_and_paths_exist():
     assert links and paths
     for path in {*links, *paths}:
         assert (ROOT / path).exists(), path
+
+
+def test_readme_swap_in_python_takes_five_lines(tmp_path, monkeypatch):
+    (code,) = re.findall(r'In Python:\n\n```python\n(.*?)```', README, flags=re.S)
+    assert len(code.splitlines()) <= 5
+    monkeypatch.chdir(tmp_path)
+    base = find_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    Config.fromfile(base).dump('my_config.py')
+    exec(code, {})
+    model = Config.fromfile('my_config_poolformer-s24.py').model
+    assert (model.backbone.type, model.backbone.arch) == ('PoolFormer', 's24')
+
+
+def test_readme_swap_on_the_command_line_runs(tmp_path, monkeypatch):
+    (arguments,) = re.findall(r'^python tools/swap_backbone.py (.*)$', README, flags=re.M)
+    monkeypatch.chdir(tmp_path)
+    run_tool('swap_backbone', *arguments.split())
+    (written,) = tmp_path.glob('*.py')
+    assert Config.fromfile(written).model.backbone.arch == 's24'
 
 
 def test_readme_python_runs():

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from mmpoolformer import ARCHS, swap_backbone, swap_changes
+from mmpoolformer.config_tree import walk
 from mmpoolformer.launch import CONFIG_HELP, LaunchError, find_config_file, read_config, run
 from mmpoolformer.zoo import SEPARATOR
 
@@ -94,16 +95,10 @@ def same_config(path, cfg):
         written = Config.fromfile(path, import_custom_modules=False).to_dict()
     except Exception:  # of whatever kind, it is not the same
         return False
-    return without_scopes(written) == without_scopes(cfg.to_dict())
-
-
-def without_scopes(node):
-    """Drop the mark that mmengine puts into what is inherited from another package."""
-    if isinstance(node, dict):
-        return {key: without_scopes(child) for key, child in node.items() if key != '_scope_'}
-    if isinstance(node, (list, tuple)):
-        return type(node)(map(without_scopes, node))
-    return node
+    wanted = cfg.to_dict()
+    for _, node in (*walk(written), *walk(wanted)):
+        node.pop('_scope_', None)  # mmengine marks what is inherited from another package
+    return written == wanted
 
 
 def difference(old, new):

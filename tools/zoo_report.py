@@ -18,6 +18,7 @@ import time
 import traceback
 import warnings
 from collections import Counter, defaultdict
+from importlib import import_module
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from mmengine.structures import PixelData
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mmpoolformer import ARCHS, PoolFormer, SwapError, __version__, swap_backbone
+from mmpoolformer.config_tree import walk
 from mmpoolformer.registry import TOOLBOXES
 from mmpoolformer.zoo import config_folder, find_config, list_configs
 
@@ -66,9 +68,9 @@ def main():
     args = parse_args()
     warnings.filterwarnings('ignore')
     torch.set_num_threads(1)
-    toolboxes = [__import__(name) for name in TOOLBOXES]
+    toolboxes = [import_module(name) for name in TOOLBOXES]
     for name in TOOLBOXES:  # imported once, and shared by all processes
-        __import__(f'{name}.models')
+        import_module(f'{name}.models')
     names = [name for toolbox in TOOLBOXES for name in list_configs(toolbox) if args.only in name]
     if not names:
         sys.exit(f'error: no config has {args.only!r} in its name')
@@ -258,8 +260,7 @@ def exercise(cfg, train):
     torch.manual_seed(0)
     init_default_scope(scope)
     cfg = small(cfg)
-    registry = __import__(f'{scope}.registry', fromlist=['MODELS']).MODELS
-    model = registry.build(cfg.model)
+    model = import_module(f'{scope}.registry').MODELS.build(cfg.model)
     model.init_weights()
     model.eval()
     with torch.no_grad():
@@ -299,8 +300,8 @@ def is_frozen_copy(model, backbone):
 def small(cfg):
     """The same model for small images: fewer proposals, no fixed sizes, nothing downloaded."""
     cfg = Config(cfg.to_dict())
-    for node in nodes(cfg.model):
-        for key, most in (('nms_pre', 100), ('max_per_img', 20), ('max_num', 100)):
+    for _, node in walk(cfg.model):
+        for key, most in (('nms_pre', 100), ('max_per_img', 20), ('num', 64)):
             if isinstance(node.get(key), int):
                 node[key] = min(node[key], most)
         if str(node.get('type')).endswith('SyncBN'):  # exists on GPUs only
@@ -317,15 +318,6 @@ def small(cfg):
         cfg.model.data_preprocessor.size = (SIDES['mmseg'], SIDES['mmseg'])
         cfg.model.data_preprocessor.pop('size_divisor', None)
     return cfg
-
-
-def nodes(node):
-    if isinstance(node, dict):
-        yield node
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            yield from nodes(child)
 
 
 def make_batch(cfg, training):
@@ -352,7 +344,7 @@ def detection_batch(model, side, size):
     from mmdet.testing import demo_mm_inputs, demo_mm_proposals
 
     # What no mask head reads would mislead RTMDet's assigner.
-    masks = any('mask' in key for node in nodes(model) for key in (*node, str(node.get('type'))))
+    masks = any('mask' in str(key) for path, _ in walk(model) for key in path)
     batch = demo_mm_inputs(size, (3, side, side), [4] * size, with_mask=masks, with_semantic=True)
     shape = dict(scale_factor=(1.0, 1.0), batch_input_shape=(side, side))
     for sample in batch['data_samples']:
