@@ -45,7 +45,7 @@ _PLAIN_VIT = (
     'a plain ViT: all its maps have stride 16, and neck and head are made for that',
     'mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512.py',
 )
-# Types of models, necks and backbones: why they take no pyramid, and what comes nearest.
+# Types of models, necks, heads and backbones: why they take no pyramid, and what comes nearest.
 REFUSED: dict[str, tuple[str, str | None]] = {
     'GLIP': (
         'multimodal: image and text branches were trained together',
@@ -79,6 +79,10 @@ REFUSED: dict[str, tuple[str, str | None]] = {
     'TridentResNet': (
         'three branches of one stride with shared weights, which its head merges',
         'mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py',
+    ),
+    'LRASPPHead': (
+        'it pools windows of 49×49 positions, more than PoolFormer leaves at stride 32',
+        SEMANTIC_FPN,
     ),
     'UNet': ('an encoder and decoder in one, down to stride 1', SEMANTIC_FPN),
     'VPD': ('a diffusion model, which reads a text prompt too', SEMANTIC_FPN),
@@ -322,6 +326,10 @@ class _Swap:
             for path, head in _segmentation_heads(self.model, self.at)
             if 'in_channels' in head
         ]
+        for k in range(1, len(heads)):
+            # It weighs its own map with the head's before it: in dilated networks of one size.
+            if type_of(heads[k][1]) == 'OCRHead' and len(heads[k][2]) == 1:
+                heads[k - 1] = (*heads[k - 1][:2], heads[k][2])
         read = {level for *_, levels in heads for level in levels}
         read |= {0 for _, head, _ in heads if 'c1_in_channels' in head}
         if not read:
@@ -337,11 +345,11 @@ class _Swap:
             )
             if 'c1_in_channels' in head:
                 self.set((*path, 'c1_in_channels'), self.dims(stages)[0], 'the first stage')
-            if kept != list(range(count)) and not (listed and 'in_index' not in head):
-                index = [kept.index(level) for level in levels]
-                index = index if isinstance(head.get('in_index'), (list, tuple)) else index[0]
-                reason = 'the backbone returns only what is read'
-                self.set((*path, 'in_index'), index, reason)
+            index = [kept.index(level) for level in levels]
+            if not listed:
+                index = index[0]
+            if 'in_index' in head or (not listed and index != len(kept) - 1):
+                self.set((*path, 'in_index'), index, 'counted over the maps that are read')
         return [stages[level] for level in kept]
 
     def _rewire_detection_heads(self, stages: list[int]) -> None:
@@ -588,7 +596,8 @@ def _find_backbone(cfg: Config) -> tuple:
     path: tuple = ('model',)
     node = cfg['model']
     while True:
-        for part in (node, node.get('neck'), node.get('backbone')):
+        for key in (None, 'neck', 'decode_head', 'backbone'):
+            part = node.get(key) if key else node
             part = part[0] if isinstance(part, list) and part else part
             if isinstance(part, dict) and type_of(part) in REFUSED:
                 reason, nearest = REFUSED[type_of(part)]
@@ -616,7 +625,9 @@ def _segmentation_heads(model: dict, at: tuple) -> Iterator[tuple[tuple, dict]]:
 def _levels_read(head: dict, count: int) -> list[int]:
     listed = isinstance(head['in_channels'], (list, tuple))
     index = head.get('in_index', list(range(count)) if listed else -1)
-    index = index if isinstance(index, (list, tuple)) else [index]
+    index = list(index) if isinstance(index, (list, tuple)) else [index]
+    if type_of(head) == 'EncHead' and not head.get('add_lateral'):
+        index = index[-1:]  # it is given more, and uses the last
     return [level % count if level < 0 else level for level in index]
 
 

@@ -164,8 +164,21 @@ def leaves(node, path=()):
             {'backbone.out_indices': None, 'decode_head.1.in_channels': [64, 128, 320, 512]},
         ),
         (
-            'mmseg::mobilenet_v3/mobilenet-v3-d8_lraspp_4xb4-320k_cityscapes-512x1024.py',
-            {'backbone.out_indices': [0, 1, 3], 'decode_head.in_channels': [64, 128, 512]},
+            'mmseg::ocrnet/ocrnet_r101-d8_4xb2-40k_cityscapes-512x1024.py',
+            {
+                'backbone.out_indices': [3],  # both heads need maps of one size
+                'decode_head.0.in_channels': 512,
+                'decode_head.1.in_channels': 512,
+            },
+        ),
+        (
+            'mmseg::encnet/encnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+            {
+                'backbone.out_indices': [2, 3],
+                'decode_head.in_channels': [512],
+                'decode_head.in_index': [1],
+                'auxiliary_head.in_index': 0,
+            },
         ),
     ],
 )
@@ -213,6 +226,16 @@ def test_strides_of_an_unknown_backbone_are_measured(two_maps):
     cfg = swap_backbone(cfg)
     assert cfg.model.backbone.out_indices == (1, 3)
     assert cfg.model.neck.in_channels == [128, 512]
+
+
+def test_dilated_maps_are_matched_by_their_depth():
+    cfg = Config(read(DEEPLABV3PLUS).to_dict())
+    cfg.model.backbone.out_indices = (0, 3)  # strides 4 and 8
+    cfg.model.decode_head.in_index = 1
+    cfg.model.auxiliary_head = None
+    model = swap_backbone(cfg).model
+    assert model.backbone.out_indices == (0, 3)
+    assert (model.decode_head.c1_in_channels, model.decode_head.in_channels) == (64, 512)
 
 
 @pytest.mark.parametrize('key, value', [('with_cp', True), ('in_channels', 4)])
@@ -476,6 +499,7 @@ REFUSED_METHODS = {
     'mmseg::fastscnn': 'FastSCNN',
     'mmseg::icnet': 'ICNet',
     'mmseg::mae': 'MAE',
+    'mmseg::mobilenet_v3': 'LRASPPHead',
     'mmseg::pidnet': 'PIDNet',
     'mmseg::san': 'MultimodalEncoderDecoder',
     'mmseg::segmenter': 'VisionTransformer',

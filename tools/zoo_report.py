@@ -203,7 +203,7 @@ def _child(sender, gigabytes, function, item):
 
 def describe(error):
     """One line for an error, without the paths of this machine."""
-    text = ' '.join(str(error).split())
+    text = ' '.join(str(error).split()).split('. Please')[0]
     missing = re.match(r'(\w+)_impl: implementation for device cpu not found', text)
     if missing:
         return f'needs a GPU: mmcv has no {missing[1]} for the CPU'
@@ -300,9 +300,10 @@ def is_frozen_copy(model, backbone):
 def small(cfg):
     """The same model for small images: fewer proposals, no fixed sizes, nothing downloaded."""
     cfg = Config(cfg.to_dict())
+    queries = any('num_proposals' in node for _, node in walk(cfg.model))  # as many as results
     for _, node in walk(cfg.model):
         for key, most in (('nms_pre', 100), ('max_per_img', 20), ('num', 64)):
-            if isinstance(node.get(key), int):
+            if isinstance(node.get(key), int) and not queries:
                 node[key] = min(node[key], most)
         if str(node.get('type')).endswith('SyncBN'):  # exists on GPUs only
             node['type'] = 'BN'
@@ -435,8 +436,9 @@ def report(rows, versions, arch, seconds):
         'after the swap share one run.',
         '',
         f'**{running} of {len(pyramids)} configs whose backbone has a feature pyramid '
-        f'({share:.1f} %) swap, build and run.** torch {versions["torch"]}, '
-        f'{seconds / 60:.0f} minutes of processes.',
+        f'({share:.1f} %) swap, build and run**; {counts["pyramid", ANYWAY]} of the others do not '
+        f'with their own backbone either. torch {versions["torch"]}, {seconds / 60:.0f} minutes of '
+        'processes.',
         '',
         '| configs | all | ' + ' | '.join(results) + ' |',
         '|---|---|' + '---|' * len(results),
