@@ -1,5 +1,6 @@
 # make demo   set up, make the data set, train and evaluate, show a table and pictures
 # make test   set up, run the whole suite
+# make test-long  the tests that take minutes: runs killed at random moments
 # make setup  the environment alone; STACK=maintained (default) or classic, PYTHON=...
 # make lint   ruff
 # make clean  remove everything that was made here
@@ -12,13 +13,16 @@ RUN = $(VENV)/bin/python
 # Modules from elsewhere would hide those of the environment.
 unexport PYTHONPATH
 
-.PHONY: demo test setup lint clean
+.PHONY: demo test test-long setup lint clean
 
 demo: setup
 	$(RUN) tools/demo.py
 
 test: setup
 	$(RUN) -m pytest -n 2 --dist worksteal
+
+test-long: setup
+	$(RUN) -m pytest -m long -s
 
 lint: setup
 	$(RUN) -m ruff check .

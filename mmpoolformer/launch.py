@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -17,13 +18,23 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.registry import HOOKS, RUNNERS
+from mmengine.runner import CheckpointLoader, Runner
 from mmengine.utils import import_modules_from_strings
 
 from .checkpoints import CheckpointError, local_path, register_loaders
+from .checks import CheckLoadedWeights, CheckLoss, LaunchError, check_backbones, check_options
 from .config_tree import type_of, walk
+from .distributed import prepare_cpu
+from .interruptions import (
+    CheckpointWriteError,
+    ResumableRunner,
+    ResumeHook,
+    SafeCheckpointHook,
+    Terminated,
+    newest_intact_checkpoint,
+    replace_file,
+)
 from .registry import BACKBONES
 from .swap import SwapError, swap_backbone
 from .zoo import SEPARATOR, find_config
@@ -35,15 +46,17 @@ INSTALL_HINTS = {
 PHASES = {'train': ('train', 'val'), 'test': ('test',)}
 
 
-class LaunchError(Exception):
-    """A problem with the command line, the config or the files it names."""
-
-
 def run(main: Callable[[], None]) -> None:
-    """Call ``main`` and turn the errors a user can mend into a message and exit code 1."""
+    """Call ``main`` and turn the errors a user can mend into a message and exit code 1.
+
+    A run that SIGTERM ended has the exit code that shells give it, 143.
+    """
     try:
         main()
-    except (LaunchError, CheckpointError, SwapError) as error:
+    except Terminated as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
+    except (LaunchError, CheckpointError, CheckpointWriteError, SwapError) as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
         sys.exit(130)
@@ -134,9 +147,12 @@ def load_config(args: argparse.Namespace, arch: str | None = None) -> Config:
         name = f'{name}_poolformer-{arch}'
     try:
         if args.cfg_options:
+            check_options(cfg, args.cfg_options)
             cfg.merge_from_dict(args.cfg_options)
         if cfg.get('custom_imports'):
             import_modules_from_strings(**cfg.custom_imports)
+    except LaunchError:
+        raise
     except Exception as error:  # whatever the imported modules raise
         raise LaunchError(f'cannot read {path}: {type(error).__name__}: {error}') from error
     for key in ('model', 'default_scope'):
@@ -152,6 +168,7 @@ def load_config(args: argparse.Namespace, arch: str | None = None) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = os.path.join('work_dirs', name)
     _check_installed(cfg, path)
+    check_backbones(cfg)
     register_loaders(replace=True, allow_pickle=args.allow_pickle)
     for _, node in walk(cfg.model):
         ours = type_of(node) in BACKBONES
@@ -171,35 +188,77 @@ def build_runner(cfg: Config, phase: str) -> Runner:
         LaunchError: Data or a checkpoint that the config names does not exist, or a part of
             the config cannot be built.
     """
+    if phase == 'train':
+        _prepare_training(cfg)
     _check_checkpoints(cfg, phase)
     _check_data(cfg, phase)
+    _check_work_dir(Path(cfg.work_dir))
     if cfg.launcher != 'none' and not torch.cuda.is_available():
-        _prepare_distributed_cpu(cfg)
+        try:
+            prepare_cpu(cfg)
+        except KeyError as error:
+            raise LaunchError(
+                f'--launcher {cfg.launcher}: {error} is not set, so it did not start this process'
+            ) from error
+    runner_class = ResumableRunner
+    if 'runner_type' in cfg:
+        runner_class = RUNNERS.get(cfg.runner_type)
     try:
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner = runner_class.from_cfg(cfg)
     except (KeyError, TypeError, ValueError) as error:  # from unknown names and bad arguments
         message = error.args[0] if error.args else error
         raise LaunchError(f'the config cannot be built: {message}') from error
-    runner.register_hook(CheckLoadedWeights(), priority='VERY_HIGH')
+    for hook in (CheckLoadedWeights(), CheckLoss(), ResumeHook()):
+        runner.register_hook(hook)
     return runner
 
 
-class CheckLoadedWeights(Hook):
-    """Stop where mmengine would go on: no tensor of the checkpoint fits, or one holds NaN."""
+def train(runner: Runner) -> None:
+    """Train, and turn what goes wrong with files on the way into a message.
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        weights = checkpoint.get('state_dict', checkpoint)
-        if not isinstance(weights, dict):
-            raise LaunchError(f'the checkpoint holds {type(weights).__name__}, not a state dict')
-        own = {f'{start}{key}' for key in runner.model.state_dict() for start in ('', 'module.')}
-        own |= {key.removeprefix('module.') for key in own}
-        fitting = {key: weights[key] for key in weights if key in own}
-        if not fitting:
-            keys = ', '.join(map(str, list(weights)[:5]))
-            raise LaunchError(f'no tensor of the checkpoint fits the model; its keys: {keys}, …')
-        for key, value in fitting.items():
-            if torch.is_tensor(value) and value.is_floating_point() and not value.isfinite().all():
-                raise LaunchError(f'the checkpoint holds NaN or Inf in {key}')
+    Raises:
+        LaunchError: A file of the data set is missing or broken, or the work dir is full.
+    """
+    try:
+        runner.train()
+    except CheckpointWriteError:
+        raise
+    except (OSError, AssertionError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        cause = lines[-1] if lines else type(error).__name__  # of a worker: after its trace
+        if isinstance(error, AssertionError) and 'failed to load image' not in cause:
+            raise
+        last, _ = newest_intact_checkpoint(Path(runner.work_dir))
+        left = f'go on with --resume from {last}' if last else 'there is no checkpoint yet'
+        raise LaunchError(
+            f'stopped at iteration {runner.iter + 1}: {cause}. Mend it '
+            f'(tools/check_dataset.py finds all of its kind), then {left}'
+        ) from error
+
+
+def _prepare_training(cfg: Config) -> None:
+    """Checkpoints that are whole, and the newest of them that is, if the run is to go on."""
+    HOOKS.register_module(module=SafeCheckpointHook, force=True)
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    if hook.get('type') == 'CheckpointHook':
+        hook['type'] = 'SafeCheckpointHook'
+    if not cfg.get('resume') or cfg.get('load_from'):
+        return
+    newest, broken = newest_intact_checkpoint(Path(cfg.work_dir))
+    for path in broken:
+        print(f'warning: {path} is BROKEN, and passed over', file=sys.stderr)
+    if newest is None and broken:
+        raise LaunchError(
+            f'no checkpoint in {cfg.work_dir} can be read: {", ".join(map(str, broken))}. '
+            'Remove them to start anew'
+        )
+    if newest is not None:
+        cfg.load_from = str(newest)
+        # mmengine would restore it after the order of the data has been drawn.
+        meta = CheckpointLoader.load_checkpoint(str(newest), map_location='cpu').get('meta') or {}
+        cfg.setdefault('randomness', dict(seed=None))
+        if cfg.randomness.get('seed') is None:
+            cfg.randomness.seed = meta.get('seed')
 
 
 def write_metrics(cfg: Config, phase: str, metrics: dict) -> None:
@@ -207,12 +266,10 @@ def write_metrics(cfg: Config, phase: str, metrics: dict) -> None:
     if not is_main_process():
         return
     path = Path(cfg.work_dir) / f'{phase}_metrics.json'
-    partial = path.with_suffix('.partial')
     values = {
         key: value.tolist() if hasattr(value, 'tolist') else value for key, value in metrics.items()
     }
-    partial.write_text(json.dumps(values, indent=2, default=str) + '\n')
-    partial.replace(path)
+    replace_file(path, json.dumps(values, indent=2, default=str) + '\n')
 
 
 def require(cfg: Config, key: str, option: str):
@@ -262,9 +319,6 @@ def _check_checkpoints(cfg: Config, phase: str) -> None:
     if phase == 'train':
         pretrained = (node for _, node in walk(cfg.model) if node.get('type') == 'Pretrained')
         checkpoints += [('init_cfg', node.get('checkpoint')) for node in pretrained]
-        last = Path(cfg.work_dir) / 'last_checkpoint'
-        if cfg.get('resume') and not cfg.get('load_from') and last.is_file():
-            checkpoints.append((f'named by {last}', last.read_text().strip()))
     for key, checkpoint in checkpoints:
         path = checkpoint and local_path(checkpoint)
         if path and not path.is_file():
@@ -291,6 +345,16 @@ def _check_data(cfg: Config, phase: str) -> None:
         )
 
 
+def _check_work_dir(work_dir: Path) -> None:
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        probe = work_dir / '.writable'
+        replace_file(probe, '')
+        probe.unlink()
+    except OSError as error:
+        raise LaunchError(f'cannot write to the work dir {work_dir}: {error}') from error
+
+
 def _data_paths(dataset: dict) -> Iterator[str]:
     """The annotation files and image folders that a dataset, wrapped or not, will open."""
     for _, node in walk(dataset):
@@ -308,23 +372,3 @@ def _data_paths(dataset: dict) -> Iterator[str]:
 def _is_on_disk(node: dict) -> bool:
     backend = (node.get('backend_args') or {}).get('backend', 'local')
     return backend in ('local', 'disk', 'hard_disk')
-
-
-def _prepare_distributed_cpu(cfg: Config) -> None:
-    """Set up several processes without a GPU, which mmengine's launcher takes for granted."""
-    if cfg.launcher != 'pytorch':
-        raise LaunchError(
-            f'--launcher {cfg.launcher} needs a GPU in every process; on CPUs use torchrun with '
-            '--launcher pytorch'
-        )
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('gloo')
-    cfg.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel',
-        device_ids=None,
-        broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False),
-    )
-    for _, node in walk(cfg.model):
-        if node.get('type') == 'SyncBN':  # exists on GPUs only
-            node['type'] = 'BN'

@@ -12,6 +12,7 @@ from mmpoolformer.launch import (
     load_config,
     require,
     run,
+    train,
     write_metrics,
 )
 
@@ -19,7 +20,19 @@ from mmpoolformer.launch import (
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     add_common_arguments(parser)
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
+    parser.add_argument(
+        '--amp',
+        nargs='?',
+        const='float16',
+        choices=['float16', 'bfloat16'],
+        help='automatic mixed precision (GPU), in float16 unless said otherwise',
+    )
+    parser.add_argument('--seed', type=int, help='seed of all random numbers (default: any)')
+    parser.add_argument(
+        '--deterministic',
+        action='store_true',
+        help='only operations that give the same numbers in every run; slower',
+    )
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -46,7 +59,13 @@ def main():
     args = parse_args()
     cfg = load_config(args, args.swap_backbone)
     if args.amp:
-        enable_amp(cfg)
+        enable_amp(cfg, args.amp)
+    randomness = dict(cfg.get('randomness') or {})
+    if args.seed is not None:
+        randomness['seed'] = args.seed
+    if args.deterministic:
+        randomness['deterministic'] = True
+    cfg.randomness = randomness or dict(seed=None)
     if args.auto_scale_lr:
         require(cfg, 'auto_scale_lr.base_batch_size', '--auto-scale-lr')
         cfg.auto_scale_lr.enable = True
@@ -55,20 +74,21 @@ def main():
         cfg.load_from = None if args.resume == 'auto' else args.resume
 
     runner = build_runner(cfg, 'train')
-    runner.train()
+    train(runner)
     history = runner.message_hub.log_scalars.items()
     metrics = {key.removeprefix('val/'): log.current() for key, log in history if 'val/' in key}
     metrics = {key: value for key, value in metrics.items() if key not in ('time', 'data_time')}
     write_metrics(cfg, 'val', metrics)
 
 
-def enable_amp(cfg):
+def enable_amp(cfg, dtype):
     if not torch.cuda.is_available():
         raise LaunchError('--amp needs a GPU: mmengine has no mixed precision for the CPU')
     wrapper = require(cfg, 'optim_wrapper', '--amp').get('type', 'OptimWrapper')
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise LaunchError(f'--amp replaces an OptimWrapper, but optim_wrapper is a {wrapper}')
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.dtype = dtype
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 

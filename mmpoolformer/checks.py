@@ -1,0 +1,144 @@
+"""Checks around a run: what it was given fits, and its loss stays finite."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from .config_tree import type_of, walk
+from .poolformer import PoolFormer
+from .registry import BACKBONES
+
+
+class LaunchError(Exception):
+    """A problem with the command line, the config or the files it names."""
+
+
+class CheckLoadedWeights(Hook):
+    """Stop where mmengine would go on: no tensor of the checkpoint fits, or one holds NaN."""
+
+    priority = 'VERY_HIGH'
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        weights = checkpoint.get('state_dict', checkpoint)
+        if not isinstance(weights, dict):
+            raise LaunchError(f'the checkpoint holds {type(weights).__name__}, not a state dict')
+        own = {f'{start}{key}' for key in runner.model.state_dict() for start in ('', 'module.')}
+        own |= {key.removeprefix('module.') for key in own}
+        fitting = {key: weights[key] for key in weights if key in own}
+        if not fitting:
+            keys = ', '.join(map(str, list(weights)[:5]))
+            raise LaunchError(f'no tensor of the checkpoint fits the model; its keys: {keys}, …')
+        for key, value in fitting.items():
+            if torch.is_tensor(value) and value.is_floating_point() and not value.isfinite().all():
+                raise LaunchError(f'the checkpoint holds NaN or Inf in {key}')
+
+
+class CheckLoss(Hook):
+    """Stop at the first loss that is NaN or Inf, and name the images it came from.
+
+    Under float16 a loss may overflow now and then, and the gradient scaler skips that step:
+    there the run stops when it happens ``patience`` times in a row.
+    """
+
+    priority = 'VERY_HIGH'  # before a checkpoint is written
+
+    def __init__(self, patience: int = 10):
+        self.patience = patience
+        self.in_a_row = 0
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        losses = {k: v for k, v in (outputs or {}).items() if 'loss' in k and torch.is_tensor(v)}
+        wrong = {key: value.mean().item() for key, value in losses.items() if _is_bad(value)}
+        if not wrong:
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        if hasattr(runner.optim_wrapper, 'loss_scaler') and self.in_a_row < self.patience:
+            runner.logger.warning(f'the loss is not finite at iteration {runner.iter + 1}: {wrong}')
+            return
+        values = ', '.join(f'{key}={value}' for key, value in wrong.items())
+        raise LaunchError(
+            f'the loss is not finite at iteration {runner.iter + 1}: {values}.\n'
+            f'Images: {", ".join(image_names(data_batch)) or "unknown"}.\n'
+            'Look for broken annotations with tools/check_dataset.py; try a smaller learning rate, '
+            'optim_wrapper.clip_grad="dict(max_norm=1)", or with --amp the type bfloat16. '
+            'The last checkpoint is from before; go on with --resume'
+        )
+
+
+def _is_bad(value: torch.Tensor) -> bool:
+    return not bool(value.isfinite().all())
+
+
+def image_names(data_batch) -> list[str]:
+    """The image files in a batch of mmdet or mmseg, as its data samples name them."""
+    if isinstance(data_batch, dict):
+        data_batch = list(data_batch.values())
+    if isinstance(data_batch, (list, tuple)):
+        return [name for part in data_batch for name in image_names(part)]
+    metainfo = getattr(data_batch, 'metainfo', {})
+    names = [metainfo['img_path']] if 'img_path' in metainfo else []
+    return names + image_names(getattr(data_batch, 'video_data_samples', []))
+
+
+def check_options(cfg: Config, options: dict) -> None:
+    """Refuse overrides whose key looks like another one of the config, misspelt.
+
+    A key that is new and like no other is an addition.
+
+    Args:
+        cfg: The config before the overrides.
+        options: Dotted keys and values of ``--cfg-options``.
+
+    Raises:
+        LaunchError: Names the key and what it should probably be.
+    """
+    for dotted in options:
+        node, done = cfg, []
+        for key in dotted.split('.'):
+            if isinstance(node, (list, tuple)) and key.isdigit() and int(key) < len(node):
+                node = node[int(key)]
+            elif isinstance(node, (dict, Config)) and key in node:
+                node = node[key]
+            else:
+                known = list(node) if isinstance(node, (dict, Config)) else []
+                near = nearest(key, known)
+                if near:
+                    meant = '.'.join([*done, near])
+                    raise LaunchError(
+                        f'--cfg-options {dotted}: there is no {key!r} in '
+                        f'{".".join(done) or "the config"}; did you mean {meant}?'
+                    )
+                break
+            done.append(key)
+
+
+def check_backbones(cfg: Config) -> None:
+    """Refuse arguments that PoolFormer does not have, before anything is built.
+
+    Raises:
+        LaunchError: Names the argument and the nearest that exists.
+    """
+    parameters = list(inspect.signature(PoolFormer).parameters)
+    for path, node in walk(cfg.model, ('model',)):
+        if type_of(node) not in BACKBONES:
+            continue
+        for name in node:
+            if name not in (*parameters, 'type', 'style', '_scope_'):
+                near = nearest(name, parameters)
+                remedy = f'did you mean {near}?' if near else f'it has {", ".join(parameters)}'
+                where = '.'.join(map(str, path))
+                raise LaunchError(f'{where}: PoolFormer has no argument {name!r}; {remedy}')
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that ``name`` is probably a misspelling of."""
+    matches = get_close_matches(name, list(map(str, known)), n=1, cutoff=0.75)
+    return matches[0] if matches else None

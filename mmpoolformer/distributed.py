@@ -1,0 +1,60 @@
+"""Several processes without GPUs, which mmengine's launchers take for granted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import torch
+from mmengine.config import Config
+
+from .config_tree import walk
+
+# What the launchers call rank, number of processes and rank on the machine.
+VARIABLES = {
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+}
+DEFAULT_PORT = '29500'  # mmengine's
+
+
+def prepare_cpu(cfg: Config) -> None:
+    """Start the gloo process group and set the config up for it.
+
+    mmengine leaves an existing process group as it is, so it never calls
+    ``torch.cuda.set_device``; the model wrapper must not get a device either.
+
+    Args:
+        cfg: Config with ``launcher`` ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+
+    Raises:
+        KeyError: The launcher did not set its variables.
+    """
+    if cfg.launcher in VARIABLES:
+        _export(cfg.launcher)
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    for _, node in walk(cfg.model):
+        if node.get('type') == 'SyncBN':  # exists on GPUs only
+            node['type'] = 'BN'
+
+
+def _export(launcher: str) -> None:
+    """Give torch the launcher's variables under the names that it reads."""
+    for name, variable in zip(('RANK', 'WORLD_SIZE', 'LOCAL_RANK'), VARIABLES[launcher]):
+        if variable not in os.environ:
+            raise KeyError(variable)
+        os.environ[name] = os.environ[variable]
+    os.environ.setdefault('MASTER_PORT', DEFAULT_PORT)
+    if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
+        command = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
+        hosts = subprocess.run(command, check=True, capture_output=True, text=True)
+        os.environ['MASTER_ADDR'] = hosts.stdout.split()[0]
+    elif 'MASTER_ADDR' not in os.environ:
+        raise KeyError('MASTER_ADDR')
