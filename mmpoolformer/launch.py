@@ -27,6 +27,7 @@ from .checks import CheckLoadedWeights, CheckLoss, LaunchError, check_backbones,
 from .config_tree import type_of, walk
 from .distributed import prepare_cpu
 from .interruptions import (
+    POINTER,
     CheckpointWriteError,
     ResumableRunner,
     ResumeHook,
@@ -247,10 +248,12 @@ def _prepare_training(cfg: Config) -> None:
     newest, broken = newest_intact_checkpoint(Path(cfg.work_dir))
     for path in broken:
         print(f'warning: {path} is BROKEN, and passed over', file=sys.stderr)
-    if newest is None and broken:
+    pointer = Path(cfg.work_dir) / POINTER
+    if newest is None and (broken or pointer.is_file()):
+        named = f'{pointer} names {pointer.read_text().strip()!r}; ' if pointer.is_file() else ''
         raise LaunchError(
-            f'no checkpoint in {cfg.work_dir} can be read: {", ".join(map(str, broken))}. '
-            'Remove them to start anew'
+            f'no checkpoint in {cfg.work_dir} can be read: {named}broken: '
+            f'{", ".join(map(str, broken)) or "none"}. Remove them to start anew'
         )
     if newest is not None:
         cfg.load_from = str(newest)

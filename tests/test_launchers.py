@@ -273,7 +273,6 @@ def test_broken_config(text, word, capsys, tmp_path):
         ('model.backbone.arch=s13', ["arch='s13' is unknown", 's12', 'm48']),
         ('model.backbone.out_indices=(0,4)', ['(0, 4)', '0 to 3']),
         ('model.backbone.type=PoolFromer', ['PoolFromer']),
-        ('model.backbone.depth=12', ['depth']),
     ],
 )
 def test_a_config_that_cannot_be_built(option, words, trained, tmp_path, capsys):
@@ -281,6 +280,27 @@ def test_a_config_that_cannot_be_built(option, words, trained, tmp_path, capsys)
     message = tool_error(capsys, 'train', SEM_FPN, '--work-dir', tmp_path, *options, option)
     assert message.startswith('error: the config cannot be built')
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    'option, meant',
+    [
+        ('model.backbone.drop_path=0.1', 'drop_path_rate'),
+        ('model.backbone.depth=12', 'arch'),
+        ('train_dataloader.batchsize=4', 'train_dataloader.batch_size'),
+        ('optim_wraper.optimizer.lr=0.1', 'optim_wrapper'),
+        ('model.decode_head.chanels=64', 'model.decode_head.channels'),
+        ('train_dataloader.dataset.dataset.pipeline.2.scal=(64,64)', '2.scale'),
+    ],
+)
+def test_misspelt_options_are_named_with_what_was_meant(option, meant, capsys):
+    message = tool_error(capsys, 'train', SEM_FPN, '--cfg-options', option)
+    assert option.split('=')[0].split('.')[-1] in message and meant in message
+
+
+def test_options_like_no_other_are_additions(capsys):
+    options = ['--cfg-options', 'model.backbone.with_cp=True', 'note=a']
+    assert 'data not found' in tool_error(capsys, 'train', SEM_FPN, *options)
 
 
 def test_a_missing_toolbox_is_named():

@@ -1,0 +1,74 @@
+"""Find what is wrong with the data sets of a config, before a long run does.
+
+Exit code 1 if anything would stop training or train on wrong numbers.
+"""
+
+import argparse
+import os
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from mmengine.config import DictAction
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mmpoolformer.checks import check_options
+from mmpoolformer.dataset_check import ERROR, check_config
+from mmpoolformer.launch import CONFIG_HELP, find_config_file, read_config, run
+
+EXAMPLES = 3
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config', help=CONFIG_HELP)
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    parser.add_argument(
+        '--workers', type=int, default=os.cpu_count(), help='processes that read images'
+    )
+    parser.add_argument('--out', type=Path, help='write every problem here, one a line')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    cfg = read_config(find_config_file(args.config))
+    if args.cfg_options:
+        check_options(cfg, args.cfg_options)
+        cfg.merge_from_dict(args.cfg_options)
+    problems = list(check_config(cfg, args.workers, show_progress))
+    if args.out:
+        lines = [f'{p.level}\t{p.kind}\t{p.where}\t{p.detail}\n' for p in problems]
+        args.out.write_text(''.join(lines))
+    show_table(problems, args.out)
+    if any(problem.level == ERROR for problem in problems):
+        sys.exit(1)
+
+
+def show_progress(title, count, results):
+    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        yield from progress.track(results, total=count, description=title[-40:])
+
+
+def show_table(problems, out):
+    kinds = defaultdict(list)
+    for problem in sorted(problems, key=lambda problem: problem.level != ERROR):
+        kinds[problem.level, problem.kind].append(problem)
+    if not kinds:
+        print('no problems found')
+        return
+    table = Table('level', 'problem', 'count', 'for example', title='data sets')
+    for (level, kind), members in kinds.items():
+        examples = '\n'.join(f'{p.where}: {p.detail}' for p in members[:EXAMPLES])
+        table.add_row(level, kind, str(len(members)), examples)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    errors = sum(problem.level == ERROR for problem in problems)
+    where = f'; all of them are in {out}' if out else '; --out FILE lists all of them'
+    print(f'{errors} errors, {len(problems) - errors} warnings{where}')
+
+
+if __name__ == '__main__':
+    run(main)
