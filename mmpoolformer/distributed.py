@@ -40,6 +40,9 @@ def prepare_cpu(cfg: Config) -> None:
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
+    strategy = cfg.get('strategy') or {}
+    if strategy.get('type') == 'FSDPStrategy':
+        strategy['model_wrapper'] = dict(strategy.get('model_wrapper') or {}, device_id='cpu')
     for _, node in walk(cfg.model):
         if node.get('type') == 'SyncBN':  # exists on GPUs only
             node['type'] = 'BN'

@@ -25,6 +25,57 @@ torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # read when Triton is imported, by whoever is first
 
+TINY_CONFIG = """
+_base_ = {base!r}
+model = dict(
+    data_preprocessor=dict(size=(64, 64)),
+    backbone=dict(
+        _delete_=True,
+        type='PoolFormer',
+        arch=dict(layers=(1, 1, 1, 1), embed_dims=(8, 16, 24, 32)),
+        drop_path_rate=0.1,
+    ),
+    neck=dict(in_channels=[8, 16, 24, 32], out_channels=16),
+    decode_head=dict(in_channels=[16] * 4, channels=16, norm_cfg=dict(_delete_=True, type='BN')),
+)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomCrop', crop_size=(48, 48)),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(data_root={root!r}, pipeline=train_pipeline),
+)
+val_dataloader = dict(
+    num_workers=0, persistent_workers=False, dataset=dict(data_root={root!r})
+)
+test_dataloader = val_dataloader
+custom_hooks = [dict(type='EMAHook', momentum=0.1)]
+custom_imports = dict(imports=['mmpoolformer'])
+"""
+TINY_BY_ITERATION = """
+train_cfg = dict(max_iters={iters}, val_interval=4)
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=3, max_keep_ckpts=2))
+"""
+TINY_BY_EPOCH = """
+train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs={iters} // 2, val_interval=2)
+train_dataloader.update(sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True))
+param_scheduler = [dict(type='MultiStepLR', by_epoch=True, milestones=[2], gamma=0.1)]
+log_processor = dict(by_epoch=True)
+default_hooks = dict(
+    logger=dict(interval=1), checkpoint=dict(by_epoch=True, interval=1, max_keep_ckpts=2)
+)
+"""
+TINY_LOOPS = {
+    'by_iteration': TINY_BY_ITERATION,
+    'by_epoch': TINY_BY_EPOCH,
+}  # the data set gives two per epoch
+
 
 def timm_to_official(key):
     """The official name of a tensor of timm's PoolFormer, written down apart from the package."""
@@ -168,6 +219,16 @@ def train_options(config, data_root):
             options['val_dataloader.dataset.pipeline.1.scale'] = '(96,96)'
             options['test_dataloader.dataset.pipeline.1.scale'] = '(96,96)'
     return ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+
+
+def write_tiny_config(folder, loop, root, iters=8):
+    """Write a config of a segmentor of a few channels on a small digits data set."""
+    base = str(CONFIGS / 'segmentation' / 'sem-fpn_poolformer-s12_digits.py')
+    path = folder / 'tiny.py'
+    path.write_text(
+        TINY_CONFIG.format(base=base, root=f'{root}/') + TINY_LOOPS[loop].format(iters=iters)
+    )
+    return path
 
 
 @pytest.fixture(scope='session')

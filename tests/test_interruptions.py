@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, ROOT, run_tool, tool_error
+from conftest import ROOT, TINY_LOOPS, run_tool, tool_error, write_tiny_config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -24,53 +24,6 @@ from mmpoolformer.interruptions import (
 )
 
 ITERS = 8
-CONFIG = """
-_base_ = {base!r}
-model = dict(
-    data_preprocessor=dict(size=(64, 64)),
-    backbone=dict(
-        _delete_=True,
-        type='PoolFormer',
-        arch=dict(layers=(1, 1, 1, 1), embed_dims=(8, 16, 24, 32)),
-        drop_path_rate=0.1,
-    ),
-    neck=dict(in_channels=[8, 16, 24, 32], out_channels=16),
-    decode_head=dict(in_channels=[16] * 4, channels=16, norm_cfg=dict(_delete_=True, type='BN')),
-)
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='RandomCrop', crop_size=(48, 48)),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackSegInputs'),
-]
-train_dataloader = dict(
-    batch_size=2,
-    num_workers=0,
-    persistent_workers=False,
-    dataset=dict(data_root={root!r}, pipeline=train_pipeline),
-)
-val_dataloader = dict(
-    num_workers=0, persistent_workers=False, dataset=dict(data_root={root!r})
-)
-test_dataloader = val_dataloader
-custom_hooks = [dict(type='EMAHook', momentum=0.1)]
-custom_imports = dict(imports=['mmpoolformer'])
-"""
-BY_ITERATION = """
-train_cfg = dict(max_iters={iters}, val_interval=4)
-default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=3, max_keep_ckpts=2))
-"""
-BY_EPOCH = """
-train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs={iters} // 2, val_interval=2)
-train_dataloader.update(sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True))
-param_scheduler = [dict(type='MultiStepLR', by_epoch=True, milestones=[2], gamma=0.1)]
-log_processor = dict(by_epoch=True)
-default_hooks = dict(
-    logger=dict(interval=1), checkpoint=dict(by_epoch=True, interval=1, max_keep_ckpts=2)
-)
-"""
-LOOPS = {'by_iteration': BY_ITERATION, 'by_epoch': BY_EPOCH}  # the data set gives two per epoch
 
 
 class Interrupt(Hook):
@@ -100,13 +53,6 @@ def kill():
 
 ACTIONS = {'kill': kill, 'terminate': lambda: os.kill(os.getpid(), signal.SIGTERM)}
 HOOKS.register_module(module=Interrupt, force=True)
-
-
-def write_config(folder, loop, root, iters=ITERS):
-    base = str(CONFIGS / 'segmentation' / 'sem-fpn_poolformer-s12_digits.py')
-    path = folder / 'tiny.py'
-    path.write_text(CONFIG.format(base=base, root=f'{root}/') + LOOPS[loop].format(iters=iters))
-    return path
 
 
 def train(config, work_dir, *args, interrupt=None):
@@ -141,7 +87,7 @@ def default_handler():
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # after a kill nothing does it
 
 
-@pytest.fixture(scope='module', params=LOOPS)
+@pytest.fixture(scope='module', params=TINY_LOOPS)
 def loop(request):
     return request.param
 
@@ -149,7 +95,7 @@ def loop(request):
 @pytest.fixture(scope='module')
 def uninterrupted(loop, digits_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp(loop)
-    config = write_config(folder, loop, digits_root)
+    config = write_tiny_config(folder, loop, digits_root)
     train(config, folder / 'work')
     return config, outcome(folder / 'work')
 
@@ -191,7 +137,7 @@ def test_only_the_newest_checkpoints_are_kept_and_all_are_whole(uninterrupted):
 @pytest.fixture
 def run(digits_root, tmp_path):
     """A short run with its checkpoints of iterations 3 and 6."""
-    config = write_config(tmp_path, 'by_iteration', digits_root, iters=6)
+    config = write_tiny_config(tmp_path, 'by_iteration', digits_root, iters=6)
     train(config, tmp_path / 'work')
     return config, tmp_path / 'work'
 
@@ -282,7 +228,7 @@ def test_random_states_are_restored():
 @pytest.mark.long
 def test_twenty_kills_at_random_moments(digits_root, tmp_path):
     """Real processes and SIGKILL; the moments differ from run to run."""
-    config = write_config(tmp_path, 'by_iteration', digits_root, iters=60)
+    config = write_tiny_config(tmp_path, 'by_iteration', digits_root, iters=60)
     command = [sys.executable, ROOT / 'tools' / 'train.py', config, '--deterministic']
     env = dict(os.environ, OMP_NUM_THREADS='1')
 
@@ -292,24 +238,22 @@ def test_twenty_kills_at_random_moments(digits_root, tmp_path):
         return subprocess.Popen(command_line, env=env, stdout=log, stderr=log)
 
     assert start(tmp_path / 'whole').wait() == 0
-    kills, rounds = 0, 0
-    while kills < 20:
-        work = tmp_path / f'killed_{rounds}'
-        rounds += 1
-        while True:
+    kills = 0
+    for work in (tmp_path / f'killed_{number}' for number in range(4)):
+        for _ in range(6):  # some of them after the end of the run
             process = start(work, '--resume')
             began = count_lines(work)
             while process.poll() is None and count_lines(work) == began:
                 time.sleep(0.02)  # until it trains
             time.sleep(random.uniform(0, 1.5))
             process.kill()
-            if process.wait() == 0:
-                break
-            kills += 1
+            kills += process.wait() != 0
             pointer = work / 'last_checkpoint'
             assert not pointer.exists() or is_intact(Path(pointer.read_text()))
+        assert start(work, '--resume').wait() == 0
         assert_same(outcome(work), outcome(tmp_path / 'whole'))
-    print(f'{kills} kills in {rounds} runs')
+    assert kills >= 20
+    print(f'{kills} kills')
 
 
 def count_lines(work):
