@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 import torch
@@ -18,6 +18,39 @@ from .registry import BACKBONES
 
 class LaunchError(Exception):
     """A problem with the command line, the config or the files it names."""
+
+
+class DataError(Exception):
+    """A sample of the data set cannot be loaded; names its file."""
+
+
+class NamingPipeline:
+    """A data pipeline whose errors name the image they are about."""
+
+    def __init__(self, pipeline: Callable):
+        self.pipeline = pipeline
+
+    def __call__(self, info: dict):
+        name = info.get('img_path', info.get('img_id', 'a sample'))
+        try:
+            return self.pipeline(info)
+        except Exception as error:  # of whatever kind, the sample is to blame
+            raise DataError(f'{name}: {type(error).__name__}: {error}') from error
+
+    def __getattr__(self, name: str):
+        if name == 'pipeline':  # while it is copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.pipeline, name)
+
+
+def name_errors(dataset) -> None:
+    """Make the errors of a data set, wrapped or not, name the image they are about."""
+    for inner in (getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or ())):
+        if inner is not None:
+            name_errors(inner)
+    is_basic = not hasattr(dataset, 'dataset') and hasattr(dataset, 'pipeline')
+    if is_basic and not isinstance(dataset.pipeline, NamingPipeline):
+        dataset.pipeline = NamingPipeline(dataset.pipeline)
 
 
 class CheckLoadedWeights(Hook):

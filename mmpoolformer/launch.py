@@ -23,7 +23,15 @@ from mmengine.runner import CheckpointLoader, Runner
 from mmengine.utils import import_modules_from_strings
 
 from .checkpoints import CheckpointError, local_path, register_loaders
-from .checks import CheckLoadedWeights, CheckLoss, LaunchError, check_backbones, check_options
+from .checks import (
+    CheckLoadedWeights,
+    CheckLoss,
+    DataError,
+    LaunchError,
+    check_backbones,
+    check_options,
+    name_errors,
+)
 from .config_tree import type_of, walk
 from .distributed import prepare_cpu
 from .interruptions import (
@@ -218,23 +226,63 @@ def train(runner: Runner) -> None:
     """Train, and turn what goes wrong with files on the way into a message.
 
     Raises:
-        LaunchError: A file of the data set is missing or broken, or the work dir is full.
+        LaunchError: A file of the data set is missing or broken.
+        CheckpointWriteError: A checkpoint cannot be written.
     """
+    _build_loops(runner, 'train')
     try:
         runner.train()
-    except CheckpointWriteError:
-        raise
-    except (OSError, AssertionError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        cause = lines[-1] if lines else type(error).__name__  # of a worker: after its trace
-        if isinstance(error, AssertionError) and 'failed to load image' not in cause:
-            raise
+    except (DataError, FileNotFoundError) as error:
         last, _ = newest_intact_checkpoint(Path(runner.work_dir))
         left = f'go on with --resume from {last}' if last else 'there is no checkpoint yet'
         raise LaunchError(
-            f'stopped at iteration {runner.iter + 1}: {cause}. Mend it '
+            f'stopped at iteration {runner.iter + 1}: {_last_line(error)}. Mend it '
             f'(tools/check_dataset.py finds all of its kind), then {left}'
         ) from error
+
+
+def test(runner: Runner) -> dict:
+    """Test, and turn what goes wrong with files on the way into a message.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        LaunchError: A file of the data set is missing or broken.
+    """
+    _build_loops(runner, 'test')
+    try:
+        return runner.test()
+    except (DataError, FileNotFoundError) as error:
+        raise LaunchError(
+            f'{_last_line(error)}. Mend it; tools/check_dataset.py finds all of its kind'
+        ) from error
+
+
+def _build_loops(runner: Runner, phase: str) -> None:
+    """Build the data sets where an error is still one of the data, and let theirs name files."""
+    if not isinstance(runner, Runner):  # a FlexibleRunner builds them with its strategy
+        return
+    for split in PHASES[phase]:
+        loop = getattr(runner, f'_{split}_loop')
+        if loop is None:
+            continue
+        try:
+            loop = getattr(runner, f'build_{split}_loop')(loop)
+        except Exception as error:  # whatever the code of a data set raises
+            raise LaunchError(
+                f'the {split} data set cannot be built: {type(error).__name__}: '
+                f'{_last_line(error)}. tools/check_dataset.py CONFIG says what is wrong with it'
+            ) from error
+        setattr(runner, f'_{split}_loop', loop)
+        name_errors(loop.dataloader.dataset)
+
+
+def _last_line(error: Exception) -> str:
+    """The message of an error; that of a worker process comes after its trace."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    message = lines[-1] if lines else type(error).__name__
+    return message.removeprefix('mmpoolformer.checks.DataError: ')
 
 
 def _prepare_training(cfg: Config) -> None:

@@ -10,6 +10,7 @@ from mmpoolformer.launch import (
     load_config,
     require,
     run,
+    test,
     write_metrics,
 )
 
@@ -50,11 +51,12 @@ def main():
         raise LaunchError('--deploy: no part of this model has switch_to_deploy')
     if args.compile:
         compile_for_inference(backbone_of(runner.model))
-    write_metrics(cfg, 'test', runner.test())
+    write_metrics(cfg, 'test', test(runner))
 
 
 def load_whole_model(runner, checkpoint):
     """Load every tensor of the model, where mmengine would pass over keys that do not match."""
+    runner.call_hook('before_run')  # EMAHook makes the model that it then loads into
     try:
         runner.load_checkpoint(checkpoint, strict=True)
     except (RuntimeError, AttributeError, TypeError) as error:
