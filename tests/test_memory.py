@@ -1,0 +1,15 @@
+"""The formula for the memory of training."""
+
+import runpy
+
+import pytest
+from conftest import ROOT
+
+REPORT = runpy.run_path(str(ROOT / 'tools' / 'memory_report.py'))
+
+
+@pytest.mark.parametrize('mode', REPORT['MODES'])
+def test_formula_is_what_the_allocator_counts(mode):
+    size = (256, 192)
+    predicted = REPORT['predicted'](mode, 's12', *size) + REPORT['weight_copies'](mode, 's12')
+    assert predicted == pytest.approx(REPORT['measured'](mode, 's12', *size), rel=0.02)

@@ -1,0 +1,150 @@
+"""Measure the memory that training keeps for the backward pass; write docs/memory.md.
+
+What the backbone keeps grows with the number of pixels: a formula with the elements kept per
+block, checked here against what PyTorch's allocator counted on the CPU.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+os.environ.setdefault('KINETO_LOG_LEVEL', '6')  # its notes on every profile
+
+import torch
+from rich.progress import track
+from torch.profiler import ProfilerActivity, profile
+
+from mmpoolformer import ARCHS, PoolFormer
+
+ROOT = Path(__file__).resolve().parent.parent
+# Bytes kept per channel and position of a block, per channel and position of a stage's output,
+# and per pixel of the image; autocast also keeps a 16-bit copy of the weights it uses.
+MODES = {
+    'plain': dict(token_mixing='plain', block=56, output=8, image=0),
+    'fused': dict(token_mixing='fused', block=48, output=8, image=12),
+    'fused, with_cp': dict(token_mixing='fused', with_cp=True, block=4, output=8, image=12),
+    'plain, AMP': dict(token_mixing='plain', amp=True, block=36, output=4, image=6),
+    'fused, AMP': dict(token_mixing='fused', amp=True, block=28, output=8, image=6),
+    'fused, AMP, with_cp': dict(
+        token_mixing='fused', amp=True, with_cp=True, block=4, output=8, image=6
+    ),
+}
+SIZES = [(224, 224), (512, 512), (800, 1333)]
+MEASURED = [('s12', SIZES[0]), ('s12', SIZES[1]), ('s12', SIZES[2]), ('s24', SIZES[1])]
+MEASURED += [('s36', SIZES[1]), ('m36', SIZES[1]), ('m48', SIZES[0])]
+CARDS_GB = (12, 24, 80)
+
+
+def positions(arch, height, width):
+    """Channels times positions, summed over blocks and over stage outputs."""
+    blocks = outputs = 0
+    for stage, (layers, channels) in enumerate(zip(ARCHS[arch].layers, ARCHS[arch].embed_dims)):
+        elements = channels * height * width / 16 / 4**stage
+        blocks += layers * elements
+        outputs += elements
+    return blocks, outputs
+
+
+def predicted(mode, arch, height, width):
+    """Bytes kept per image."""
+    blocks, outputs = positions(arch, height, width)
+    kept = MODES[mode]
+    return kept['block'] * blocks + kept['output'] * outputs + kept['image'] * height * width
+
+
+def weight_copies(mode, arch):
+    """Bytes of the 16-bit weights that autocast keeps; of a recomputed block it keeps none."""
+    if not MODES[mode].get('amp'):
+        return 0
+    model = PoolFormer(arch)
+    parts = model.network[1::2] if MODES[mode].get('with_cp') else model.network
+    convolutions = [model.patch_embed, *parts]
+    return 2 * sum(p.numel() for part in convolutions for p in part.parameters() if p.ndim == 4)
+
+
+def measured(mode, arch, height, width):
+    """Bytes that are allocated and not freed between the start and the end of a forward pass."""
+    options = {key: MODES[mode][key] for key in ('token_mixing', 'with_cp') if key in MODES[mode]}
+    model = PoolFormer(arch, **options).train()
+    image = torch.randn(1, 3, height, width)
+    autocast = torch.autocast('cpu', torch.bfloat16, enabled=MODES[mode].get('amp', False))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, autocast:
+        features = model(image)
+    del features
+    return sum(event.self_cpu_memory_usage for event in profiler.key_averages())
+
+
+def fitting(mode, arch, size, card_gb):
+    """Images per card beside weights, gradients and AdamW's moments in float32, and 1 GB."""
+    parameters = sum(p.numel() for p in PoolFormer(arch).parameters())
+    free = card_gb * 1e9 - 16 * parameters - weight_copies(mode, arch) - 1e9
+    return int(free // predicted(mode, arch, *size))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--out', type=Path, default=ROOT / 'docs' / 'memory.md')
+    args = parser.parse_args()
+    points = [(mode, arch, size) for mode in MODES for arch, size in MEASURED]
+    lines = [
+        '# Memory in training',
+        '',
+        'Made by `tools/memory_report.py`; do not edit. The **backbone alone**: what one image '
+        'leaves in memory for the backward pass. A neck and heads come on top.',
+        '',
+        'bytes = *b* × Σ blocks *C H W* + *o* × Σ outputs *C H W* + *i* × image *H W*',
+        '',
+        'Sums run over blocks and over stage outputs: *C* channels at *H* / 4, 8, 16, 32. AMP is '
+        'autocast to bfloat16, which also keeps a copy of the weights, whatever the image.',
+        '',
+        '| mode | *b* | *o* | *i* |',
+        '|---|---|---|---|',
+        *(f'| {mode} | {numbers(mode)} |' for mode in MODES),
+        '',
+        'In float32 the plain path keeps 14 maps per block: input, two norms, pooled, difference, '
+        'mixed, the branches, and the four times wider hidden map before and after GELU. The fused '
+        'path keeps 12, with `with_cp` it keeps the input and computes one block at a time again.',
+        '',
+        'These are the paths of the CPU. On CUDA in 16 bits the fused channel MLP keeps no hidden '
+        'map (stages of up to 384 channels): two inputs per block, *b* = 4 without recomputing, '
+        'from what the operations save; no GPU was at hand to measure it.',
+        '',
+        '## Formula and measurement',
+        '',
+        '| mode | arch | image | formula, MB | measured, MB | difference |',
+        '|---|---|---|---|---|---|',
+    ]
+    for mode, arch, size in track(points, description='measuring'):
+        ours = (predicted(mode, arch, *size) + weight_copies(mode, arch)) / 1e6
+        theirs = measured(mode, arch, *size) / 1e6
+        lines.append(
+            f'| {mode} | {arch} | {size[0]}×{size[1]} | {ours:.1f} | {theirs:.1f} | '
+            f'{100 * (theirs / ours - 1):+.1f} % |'
+        )
+    lines += [
+        '',
+        '## Images per card, backbone alone',
+        '',
+        'By the formula, beside weights, gradients and AdamW’s two moments (16 bytes a '
+        'parameter) and 1 GB for everything else.',
+        '',
+        '| arch | image | mode | ' + ' | '.join(f'{card} GB' for card in CARDS_GB) + ' |',
+        '|---|---|---|' + '---|' * len(CARDS_GB),
+    ]
+    for arch in ARCHS:
+        for size in SIZES[1:]:
+            for mode in MODES:
+                cells = [str(fitting(mode, arch, size, card)) for card in CARDS_GB]
+                lines.append(
+                    f'| {arch} | {size[0]}×{size[1]} | {mode} | ' + ' | '.join(cells) + ' |'
+                )
+    args.out.write_text('\n'.join(lines) + '\n')
+    print(f'wrote {args.out}')
+
+
+def numbers(mode):
+    return ' | '.join(str(MODES[mode][key]) for key in ('block', 'output', 'image'))
+
+
+if __name__ == '__main__':
+    main()
