@@ -3,17 +3,21 @@
 ``import mmpoolformer`` registers the backbones with every installed toolbox.
 """
 
-from .archs import ARCHS, Arch
+from .archs import ARCHS, METAFORMERS, Arch
 from .checkpoints import CheckpointError, register_loaders
-from .poolformer import PoolFormer
+from .metaformer import MetaFormer, PoolFormer
 from .registry import register_backbones
 from .swap import SwapError, swap_backbone, swap_changes
+from .token_mixers import TOKEN_MIXERS
 from .version import __version__
 
 __all__ = [
     'ARCHS',
+    'METAFORMERS',
+    'TOKEN_MIXERS',
     'Arch',
     'CheckpointError',
+    'MetaFormer',
     'PoolFormer',
     'SwapError',
     '__version__',

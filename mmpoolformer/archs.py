@@ -1,4 +1,4 @@
-"""The published PoolFormer architectures: the one table that feeds the rest."""
+"""The published architectures: the one table that feeds the rest."""
 
 from __future__ import annotations
 
@@ -6,19 +6,29 @@ from typing import NamedTuple
 
 
 class Arch(NamedTuple):
-    """Widths and depths of a four-stage PoolFormer.
+    """A four-stage MetaFormer. The defaults are those of PoolFormer.
 
     Attributes:
         layers: Blocks per stage.
         embed_dims: Channels per stage.
         mlp_ratios: Hidden width of the channel MLP over ``embed_dims``.
         layer_scale_init_value: Initial value of LayerScale.
+        token_mixers: Name or config of the token mixer per stage.
+        norm: Norm of the blocks: ``'group'``, over channels and positions (GroupNorm with one
+            group), or ``'channel'``, over the channels of a position (LayerNorm).
+        baseline: Blocks of the second paper: StarReLU, no biases, no LayerScale, scaled
+            residuals in the last two stages, norms after the stem and before each downsampling.
+        pos_embeds: Side of the square position embedding before a stage, or ``None``.
     """
 
     layers: tuple[int, ...]
     embed_dims: tuple[int, ...]
     mlp_ratios: tuple[float, ...] = (4, 4, 4, 4)
     layer_scale_init_value: float = 1e-5
+    token_mixers: tuple[str | dict, ...] = ('pooling', 'pooling', 'pooling', 'pooling')
+    norm: str = 'group'
+    baseline: bool = False
+    pos_embeds: tuple[int | None, ...] = (None, None, None, None)
 
 
 # Table 1 and the training details of arXiv 2111.11418.
@@ -30,20 +40,89 @@ ARCHS: dict[str, Arch] = {
     'm48': Arch((8, 8, 24, 8), (96, 192, 384, 768), layer_scale_init_value=1e-6),
 }
 
+POOL, CONV, ATTENTION = 'pooling', 'sep_conv', 'attention'
+BIASED_ATTENTION = dict(type='attention', proj_bias=True)
+
+# The ablations of arXiv 2111.11418, Table 5, for 224×224 images where a mixer depends on it.
+ABLATIONS: dict[str, Arch] = {
+    f'metaformer_{name}_s12': ARCHS['s12']._replace(**fields)
+    for name, fields in {
+        'id': dict(token_mixers=('identity',) * 4),
+        'pppa': dict(
+            token_mixers=(POOL, POOL, POOL, BIASED_ATTENTION),
+            norm='channel',
+            pos_embeds=(None, None, None, 7),
+        ),
+        'ppaa': dict(
+            token_mixers=(POOL, POOL, BIASED_ATTENTION, BIASED_ATTENTION),
+            norm='channel',
+            pos_embeds=(None, None, 14, None),
+        ),
+        'pppf': dict(token_mixers=(POOL, POOL, POOL, 'spatial_mlp')),
+        'ppff': dict(token_mixers=(POOL, POOL, 'spatial_mlp', 'spatial_mlp')),
+    }.items()
+}
+
+# arXiv 2210.13452, Tables 1 and 2.
+CONV_SIZES: dict[str, Arch] = {
+    's18': Arch((3, 3, 9, 3), (64, 128, 320, 512)),
+    's36': Arch((3, 12, 18, 3), (64, 128, 320, 512)),
+    'm36': Arch((3, 12, 18, 3), (96, 192, 384, 576)),
+    'b36': Arch((3, 12, 18, 3), (128, 256, 512, 768)),
+}
+BASELINES: dict[str, Arch] = {
+    f'{family}_{size}': arch._replace(token_mixers=mixers, norm=norm, baseline=True)
+    for family, sizes, norm, mixers in (
+        ('identityformer', ARCHS, 'group', ('identity',) * 4),
+        ('randformer', ARCHS, 'group', ('identity', 'identity', 'random', 'random')),
+        ('poolformerv2', ARCHS, 'group', (POOL,) * 4),
+        ('convformer', CONV_SIZES, 'channel', (CONV,) * 4),
+        ('caformer', CONV_SIZES, 'channel', (CONV, CONV, ATTENTION, ATTENTION)),
+    )
+    for size, arch in sizes.items()
+}
+# Every name that MetaFormer takes.
+METAFORMERS: dict[str, Arch] = {
+    **{f'poolformer_{name}': arch for name, arch in ARCHS.items()},
+    **ABLATIONS,
+    **BASELINES,
+}
+
 NUM_STAGES = 4
 
-# ImageNet-1K weights of the official repository, per name in ARCHS.
-OFFICIAL_WEIGHTS = (
-    'https://github.com/sail-sg/poolformer/releases/download/v1.0/poolformer_{arch}.pth.tar'
-)
+RELEASE = 'https://github.com/sail-sg/poolformer/releases/download/v1.0'
+BASELINE_RELEASE = 'https://huggingface.co/sail/dl/resolve/main'
+
+
+def official_weights(name: str) -> str:
+    """URL of the ImageNet-1K weights of a published architecture, at the official repositories.
+
+    Args:
+        name: A name in :data:`ARCHS` or :data:`METAFORMERS`.
+
+    Raises:
+        ValueError: Not a published name.
+    """
+    if name in ARCHS:
+        name = f'poolformer_{name}'
+    if name in BASELINES:
+        return f'{BASELINE_RELEASE}/{name.split("_")[0]}/{name}.pth'
+    if name not in METAFORMERS:
+        raise ValueError(f'there are no official weights for {name!r}: use one of {known_names()}')
+    sized = name in ABLATIONS and name != 'metaformer_id_s12'
+    return f'{RELEASE}/{name}{"_224" if sized else ""}.pth.tar'
+
+
+def known_names() -> list[str]:
+    return [*ARCHS, *METAFORMERS]
 
 
 def resolve_arch(arch: str | dict | Arch) -> Arch:
     """Look an architecture up by name, or check one written out as a dict.
 
     Args:
-        arch: A name in :data:`ARCHS`, an :class:`Arch`, or a dict of its fields
-            (``layers`` and ``embed_dims`` required).
+        arch: A name in :data:`ARCHS` or :data:`METAFORMERS`, an :class:`Arch`, or a dict of its
+            fields (``layers`` and ``embed_dims`` required).
 
     Returns:
         The architecture.
@@ -54,12 +133,12 @@ def resolve_arch(arch: str | dict | Arch) -> Arch:
         TypeError: ``arch`` is none of the accepted types.
     """
     if isinstance(arch, str):
-        if arch not in ARCHS:
+        if arch not in ARCHS and arch not in METAFORMERS:
             raise ValueError(
-                f'arch={arch!r} is unknown: use one of {list(ARCHS)}, '
+                f'arch={arch!r} is unknown: use one of {known_names()}, '
                 'or a dict with layers and embed_dims'
             )
-        return ARCHS[arch]
+        return ARCHS[arch] if arch in ARCHS else METAFORMERS[arch]
     if isinstance(arch, dict):
         arch = _arch_from_dict(arch)
     if not isinstance(arch, Arch):
@@ -82,6 +161,12 @@ def resolve_arch(arch: str | dict | Arch) -> Arch:
         raise ValueError(
             f"arch['layer_scale_init_value']={arch.layer_scale_init_value!r}: give a number"
         )
+    if arch.norm not in ('group', 'channel'):
+        raise ValueError(f"arch['norm']={arch.norm!r}: give 'group' or 'channel'")
+    for field in ('token_mixers', 'pos_embeds'):
+        values = getattr(arch, field)
+        if not isinstance(values, (list, tuple)) or len(values) != NUM_STAGES:
+            raise ValueError(f'arch[{field!r}]={values!r}: give {NUM_STAGES}, one per stage')
     return arch
 
 

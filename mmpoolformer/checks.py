@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from .config_tree import type_of, walk
-from .poolformer import PoolFormer
+from .metaformer import MetaFormer
 from .registry import BACKBONES
 
 
@@ -154,12 +154,12 @@ def check_options(cfg: Config, options: dict) -> None:
 
 
 def check_backbones(cfg: Config) -> None:
-    """Refuse arguments that PoolFormer does not have, before anything is built.
+    """Refuse arguments that our backbones do not have, before anything is built.
 
     Raises:
         LaunchError: Names the argument and the nearest that exists.
     """
-    parameters = list(inspect.signature(PoolFormer).parameters)
+    parameters = list(inspect.signature(MetaFormer).parameters)
     for path, node in walk(cfg.model, ('model',)):
         if type_of(node) not in BACKBONES:
             continue
@@ -168,7 +168,7 @@ def check_backbones(cfg: Config) -> None:
                 near = nearest(name, parameters)
                 remedy = f'did you mean {near}?' if near else f'it has {", ".join(parameters)}'
                 where = '.'.join(map(str, path))
-                raise LaunchError(f'{where}: PoolFormer has no argument {name!r}; {remedy}')
+                raise LaunchError(f'{where}: {type_of(node)} has no argument {name!r}; {remedy}')
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

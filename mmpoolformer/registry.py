@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from mmengine.registry import MODELS, Registry
 
 from .archs import ARCHS
-from .poolformer import PoolFormer
+from .metaformer import MetaFormer, PoolFormer
 
 TOOLBOXES = ('mmdet', 'mmseg')
 
@@ -28,6 +28,7 @@ def _named_backbone(arch: str):
 
 # What configs may name, with and without a toolbox's scope.
 BACKBONES = {
+    'MetaFormer': MetaFormer,
     'PoolFormer': PoolFormer,
     **{f'poolformer_{arch}_feat': _named_backbone(arch) for arch in ARCHS},
 }

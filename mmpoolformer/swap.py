@@ -19,9 +19,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from .archs import ARCHS, NUM_STAGES, OFFICIAL_WEIGHTS, Arch, is_integer, resolve_arch
+from .archs import ARCHS, NUM_STAGES, Arch, is_integer, official_weights, resolve_arch
 from .config_tree import type_of, walk
-from .poolformer import PoolFormer
+from .metaformer import MetaFormer
 from .registry import TOOLBOXES
 
 STRIDES = (4, 8, 16, 32)  # of the four stages
@@ -388,7 +388,9 @@ class _Swap:
 
     def _replace_backbone(self, arch, stages, checkpoint, backbone_kwargs) -> None:
         old = self.model['backbone']
-        new: dict = dict(type='PoolFormer', arch=arch if isinstance(arch, str) else _as_dict(arch))
+        by_name = isinstance(arch, str)
+        kind = 'MetaFormer' if by_name and arch not in ARCHS else 'PoolFormer'
+        new: dict = dict(type=kind, arch=arch if by_name else _as_dict(arch))
         if stages != list(range(NUM_STAGES)):
             new['out_indices'] = tuple(stages)
         for key in ('in_channels', 'with_cp'):
@@ -397,7 +399,7 @@ class _Swap:
         new.update(backbone_kwargs)
         if checkpoint is not None:
             if checkpoint == 'official':
-                checkpoint = OFFICIAL_WEIGHTS.format(arch=arch)
+                checkpoint = official_weights(arch)
             new['init_cfg'] = dict(type='Pretrained', checkpoint=checkpoint)
         strides = _join(STRIDES[stage] for stage in stages)
         self.set((*self.at, 'backbone'), new, f'maps of stride {strides}')
@@ -650,7 +652,7 @@ def _check_arguments(arch, checkpoint, backbone_kwargs) -> None:
             'give checkpoint=None or a path'
         )
     chosen = {'arch': 'arch', 'init_cfg': 'checkpoint', 'out_indices': None, 'fork_feat': None}
-    allowed = set(inspect.signature(PoolFormer).parameters) - set(chosen)
+    allowed = set(inspect.signature(MetaFormer).parameters) - set(chosen)
     for name in backbone_kwargs:
         if name in chosen:
             remedy = f'give {chosen[name]}' if chosen[name] else 'leave it out'

@@ -1,14 +1,15 @@
-"""Key names of PoolFormer checkpoints: one small table per source, read in both directions."""
+"""Key names of MetaFormer checkpoints: one small table per source, read in both directions."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from functools import lru_cache
 from typing import NamedTuple
 
 from torch import Tensor
 
-from ..archs import ARCHS, NUM_STAGES, Arch
+from ..archs import ARCHS, METAFORMERS, NUM_STAGES, Arch
 
 MAX_BLOCKS = 100  # in a stage; the largest published one has 24
 
@@ -34,6 +35,14 @@ class Layout(NamedTuple):
     classifier: dict[str, str]
 
 
+# Parts of a token mixer, by the official names, which all sources share.
+MIXER_PARTS = ('qkv', 'proj', 'pwconv1', 'act1', 'dwconv', 'pwconv2', 'fc', 'random_matrix')
+
+
+def mixer_parts(block: str) -> dict[str, str]:
+    return {f'mixer_{name}': f'{block}.token_mixer.{name}' for name in MIXER_PARTS}
+
+
 OFFICIAL_BACKBONE = dict(
     stem='patch_embed.proj',
     downsample='network.{down}.proj',
@@ -44,14 +53,38 @@ OFFICIAL_BACKBONE = dict(
     fc1='network.{net}.{block}.mlp.fc1',
     fc2='network.{net}.{block}.mlp.fc2',
 )
+# What the second paper's architectures and the hybrids have besides, under our names.
+OWN_BACKBONE = dict(
+    OFFICIAL_BACKBONE,
+    stem_norm='patch_embed.norm',
+    downsample_norm='network.{down}.norm',
+    act='network.{net}.{block}.mlp.act',
+    res_scale_1='network.{net}.{block}.res_scale_1',
+    res_scale_2='network.{net}.{block}.res_scale_2',
+    pos_embed='pos_embed{net}',
+    **mixer_parts('network.{net}.{block}'),
+)
 
+# Parts that every block has, and those that only other architectures than PoolFormer have.
 BLOCK_PARTS = ('norm1', 'norm2', 'layer_scale_1', 'layer_scale_2', 'fc1', 'fc2')
+FAMILY_PARTS = tuple(name for name in OWN_BACKBONE if name not in OFFICIAL_BACKBONE)
+KINDS = {
+    **dict.fromkeys(('layer_scale_1', 'layer_scale_2', 'res_scale_1', 'res_scale_2'), ('',)),
+    **dict.fromkeys(('mixer_random_matrix', 'pos_embed'), ('',)),
+    **dict.fromkeys(('act', 'mixer_act1'), ('scale', 'bias')),
+}
+
+
+def kinds_of(name: str) -> tuple[str, ...]:
+    """The tensors that a part may have: weight and bias, or as listed."""
+    return KINDS.get(name, ('weight', 'bias'))
+
 
 LAYOUTS = {
     # sail-sg/poolformer, and this package: ImageNet files, and mmdet's and mmseg's whole models.
     'official': Layout(
         root='',
-        backbone=dict(OFFICIAL_BACKBONE, out_norm='norm{net}'),
+        backbone=dict(OWN_BACKBONE, out_norm='norm{net}'),
         classifier=dict(norm='norm', head='head'),
     ),
     # Its only output norm is the classification norm, under the name of the last stage's.
@@ -71,8 +104,41 @@ LAYOUTS = {
             layer_scale_2='stages.{stage}.blocks.{block}.layer_scale2.scale',
             fc1='stages.{stage}.blocks.{block}.mlp.fc1',
             fc2='stages.{stage}.blocks.{block}.mlp.fc2',
+            stem_norm='stem.norm',
+            downsample_norm='stages.{stage}.downsample.norm',
+            act='stages.{stage}.blocks.{block}.mlp.act',
+            res_scale_1='stages.{stage}.blocks.{block}.res_scale1.scale',
+            res_scale_2='stages.{stage}.blocks.{block}.res_scale2.scale',
+            **mixer_parts('stages.{stage}.blocks.{block}'),
         ),
-        classifier=dict(norm='head.norm', head='head.fc'),
+        classifier=dict(
+            norm='head.norm',
+            head='head.fc',
+            head1='head.fc.fc1',
+            head_norm='head.fc.norm',
+            head2='head.fc.fc2',
+        ),
+    ),
+    # sail-sg/metaformer: the second paper's architectures.
+    'baselines': Layout(
+        root='',
+        backbone=dict(
+            stem='downsample_layers.0.conv',
+            stem_norm='downsample_layers.0.post_norm',
+            downsample='downsample_layers.{stage}.conv',
+            downsample_norm='downsample_layers.{stage}.pre_norm',
+            norm1='stages.{stage}.{block}.norm1',
+            norm2='stages.{stage}.{block}.norm2',
+            res_scale_1='stages.{stage}.{block}.res_scale1.scale',
+            res_scale_2='stages.{stage}.{block}.res_scale2.scale',
+            fc1='stages.{stage}.{block}.mlp.fc1',
+            fc2='stages.{stage}.{block}.mlp.fc2',
+            act='stages.{stage}.{block}.mlp.act',
+            **mixer_parts('stages.{stage}.{block}'),
+        ),
+        classifier=dict(
+            norm='norm', head='head', head1='head.fc1', head_norm='head.norm', head2='head.fc2'
+        ),
     ),
     'hf': Layout(
         root='poolformer.',
@@ -91,13 +157,16 @@ LAYOUTS = {
 }
 
 
+OWN_BLOCK = dict(LAYOUTS['official'].backbone, norm='', head='', head1='', head_norm='', head2='')
+
+
 class Part(NamedTuple):
     """What a tensor is, whatever its source calls it."""
 
     name: str
     stage: int = 0
     block: int = 0
-    kind: str = ''  # 'weight', 'bias', or nothing for LayerScale
+    kind: str = ''  # 'weight', 'bias', or nothing for a tensor on its own
 
     def key(self, layout: str) -> str | None:
         """The full name in a layout, or None where the layout has no such part."""
@@ -144,20 +213,33 @@ class Weights(NamedTuple):
                 if part.name not in ('fc1', 'fc2') and tensor.ndim == 1:
                     widths[part.stage][len(tensor)] += 1
         dims = [width.most_common(1)[0][0] if width else 0 for width in widths]
-        return Arch(tuple(layers), tuple(dims))
+        mixers = ['pooling'] * NUM_STAGES
+        for part in self.tensors:
+            mixers[part.stage] = MIXERS_WITH.get(part.name, mixers[part.stage])
+        baseline = any(part.name == 'act' for part in self.tensors)
+        return Arch(tuple(layers), tuple(dims), token_mixers=tuple(mixers), baseline=baseline)
+
+    def is_family(self) -> bool:
+        """Whether it is another MetaFormer than PoolFormer."""
+        return any(part.name in FAMILY_PARTS for part in self.tensors)
 
     def missing(self) -> list[str]:
-        """Names of the backbone's tensors that should be there for these stages and blocks."""
+        """Names of the backbone's tensors that should be there for these stages and blocks.
+
+        Of another MetaFormer, the blocks of a stage are asked to be alike.
+        """
         wanted = [Part('stem', kind=kind) for kind in ('weight', 'bias')]
         layers_per_stage = self.arch.layers
         built = max([stage for stage, layers in enumerate(layers_per_stage) if layers], default=0)
         for stage, layers in enumerate(layers_per_stage[: built + 1]):
             if stage:
                 wanted += [Part('downsample', stage, kind=kind) for kind in ('weight', 'bias')]
+            tensors = [(name, kind) for name in BLOCK_PARTS for kind in kinds_of(name)]
+            if self.is_family():
+                inside = (part for part in self.tensors if part.stage == stage)
+                tensors = {(p.name, p.kind) for p in inside if '{block}' in OWN_BLOCK[p.name]}
             for block in range(max(layers, 1)):
-                for name in BLOCK_PARTS:
-                    kinds = [''] if name.startswith('layer_scale') else ['weight', 'bias']
-                    wanted += [Part(name, stage, block, kind) for kind in kinds]
+                wanted += [Part(name, stage, block, kind) for name, kind in sorted(tensors)]
         return [part.key(self.layout) for part in wanted if part not in self.tensors]
 
     @property
@@ -167,10 +249,28 @@ class Weights(NamedTuple):
 
 def arch_name(arch: Arch) -> str:
     """The published name of an architecture's blocks and channels, or a description of them."""
-    for name, known in ARCHS.items():
-        if (known.layers, known.embed_dims) == (tuple(arch.layers), tuple(arch.embed_dims)):
+    known_names = {**ARCHS, **METAFORMERS} if arch.baseline else ARCHS
+    for name, known in known_names.items():
+        same_size = (known.layers, known.embed_dims) == (tuple(arch.layers), tuple(arch.embed_dims))
+        mixers = tuple(map(_mixer_name, known.token_mixers))
+        own_mixers = tuple(map(_mixer_name, arch.token_mixers))
+        if same_size and known.baseline == arch.baseline and mixers == own_mixers:
             return name
     return f'dict(layers={tuple(arch.layers)}, embed_dims={tuple(arch.embed_dims)})'
+
+
+# By which parts a mixer shows; pooling and identity have none.
+MIXERS_WITH = {
+    'mixer_qkv': 'attention',
+    'mixer_pwconv1': 'sep_conv',
+    'mixer_fc': 'spatial_mlp',
+    'mixer_random_matrix': 'random',
+}
+
+
+def _mixer_name(mixer: str | dict) -> str:
+    name = mixer if isinstance(mixer, str) else mixer['type']
+    return name if name in MIXERS_WITH.values() else 'pooling'
 
 
 def find_weights(state_dict: dict[str, Tensor], prefix: str = '') -> Weights:
@@ -183,9 +283,10 @@ def find_weights(state_dict: dict[str, Tensor], prefix: str = '') -> Weights:
     Raises:
         CheckpointError: No key belongs to a PoolFormer.
     """
+    state_dict = _without_pos_entries(state_dict)
     candidates = {
         layout: {key: _split(layout, key) for key in state_dict}
-        for layout in ('official', 'timm', 'hf')
+        for layout in ('official', 'timm', 'hf', 'baselines')
     }
     votes = Counter(
         (layout, found[1])
@@ -232,6 +333,26 @@ def find_weights(state_dict: dict[str, Tensor], prefix: str = '') -> Weights:
     return Weights(layout, outer, tensors, others)
 
 
+def _without_pos_entries(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give the official hybrids our names: there, position embeddings count in network."""
+    found = [re.fullmatch(r'(.*)network\.(\d+)\.pos_embed', key) for key in state_dict]
+    found = [match for match in found if match]
+    if not found:
+        return state_dict
+    prefix, entries = found[0][1], sorted(int(match[2]) for match in found)
+    renamed = {}
+    for key, tensor in state_dict.items():
+        match = re.fullmatch(re.escape(prefix) + r'network\.(\d+)\.(.*)', key)
+        if match:
+            entry = int(match[1])
+            own = entry - sum(other < entry for other in entries)
+            key = f'{prefix}network.{own}.{match[2]}'
+            if entry in entries:
+                key = f'{prefix}pos_embed{own}'
+        renamed[key] = tensor
+    return renamed
+
+
 def _is_mmpretrain(state_dict: dict, parts: dict[str, Part], prefix: str) -> bool:
     """Whether official names are mmpretrain's: by its head, or a lone norm of the last stage."""
     outer = prefix.removesuffix('backbone.')
@@ -244,7 +365,7 @@ def _is_mmpretrain(state_dict: dict, parts: dict[str, Part], prefix: str) -> boo
 def _is_inside(layout: str, key: str, prefix: str) -> bool:
     """Whether a key is named like a part of the backbone itself."""
     roots = {template.split('.')[0] for template in LAYOUTS[layout].backbone.values()}
-    roots.discard('norm{net}')
+    roots -= {'norm{net}', 'pos_embed{net}'}
     return key.startswith(prefix) and key[len(prefix) :].split('.')[0] in roots
 
 
@@ -264,9 +385,9 @@ def _backbone_keys(layout: str) -> dict[str, Part]:
     """Every name that a layout has for a backbone's part, without the root."""
     parts = []
     for name, template in LAYOUTS[layout].backbone.items():
-        for stage in range(1 if name == 'downsample' else 0, 1 if name == 'stem' else NUM_STAGES):
+        first = 1 if name.startswith('downsample') else 0
+        for stage in range(first, 1 if name.startswith('stem') else NUM_STAGES):
             for block in range(MAX_BLOCKS if '{block}' in template else 1):
-                kinds = [''] if name.startswith('layer_scale') else ['weight', 'bias']
-                parts += [Part(name, stage, block, kind) for kind in kinds]
+                parts += [Part(name, stage, block, kind) for kind in kinds_of(name)]
     root = LAYOUTS[layout].root
     return {part.key(layout).removeprefix(root): part for part in parts}

@@ -9,10 +9,18 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .layouts import CheckpointError, Part, Weights, arch_name, find_weights
+from .layouts import (
+    BLOCK_PARTS,
+    FAMILY_PARTS,
+    CheckpointError,
+    Part,
+    Weights,
+    arch_name,
+    find_weights,
+)
 from .sources import read_state_dict
 
-CLASSIFIER_PARTS = ('norm', 'head')
+CLASSIFIER_PARTS = ('norm', 'head', 'head1', 'head_norm', 'head2')
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -136,7 +144,9 @@ def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
 def _fit(weights: Weights, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Check everything; return the tensors to copy by the model's names, and the notes."""
     expected = model.state_dict()
-    tensors = {part.key('official'): tensor for part, tensor in weights.tensors.items()}
+    tensors = {
+        part.key('official') or part.name: tensor for part, tensor in weights.tensors.items()
+    }
     notes = {}
     check_complete(weights)
     _check_arch(weights, model)
@@ -153,8 +163,12 @@ def _fit(weights: Weights, model: nn.Module) -> tuple[dict[str, Tensor], dict[st
         same = all(key in tensors and tensors[key].shape == expected[key].shape for key in HEAD)
         classifier = [] if same else [key for key in HEAD if key in tensors]
     left_out = {key: tensors.pop(key) for key in classifier}
+    _check_family(weights, expected, model)
     for key in [key for key in tensors if key not in expected]:
         left_out[key] = tensors.pop(key)  # stages and output norms that this model does without
+    for key, tensor in tensors.items():
+        if tensor.ndim == 2 and expected[key].ndim == 4:
+            tensors[key] = tensor[:, :, None, None]  # a linear layer is a 1×1 convolution
     if left_out:
         notes['left out'] = _summary(left_out) + (
             ' (expected: the classification norm under the name of an output norm, '
@@ -211,6 +225,24 @@ def _check_arch(weights: Weights, model: nn.Module) -> None:
         raise CheckpointError(
             f'the file is {name}, the backbone is {arch_name(wanted)}: set arch='
             + (repr(name) if '(' not in name else name)
+        )
+
+
+def _check_family(weights: Weights, expected: dict, model: nn.Module) -> None:
+    """Check that no block has more in the file than in the model: it would be another mixer."""
+    built = len(model.network) // 2 + 1
+    foreign = [
+        part.key('official')
+        for part in weights.tensors
+        if (part.name in FAMILY_PARTS or part.name in BLOCK_PARTS)
+        and part.stage < built
+        and part.key('official') not in expected
+    ]
+    if foreign:
+        raise CheckpointError(
+            f'it has {len(foreign)} tensors that this backbone does not have '
+            f'({", ".join(foreign[:5])}): it is another MetaFormer, {weights.arch_name}: '
+            "take type='MetaFormer' with its arch"
         )
 
 

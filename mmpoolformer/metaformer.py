@@ -1,8 +1,9 @@
-"""PoolFormer: a MetaFormer whose token mixer is average pooling.
+"""MetaFormer: one frame for all token mixers; PoolFormer, whose mixer is average pooling.
 
 Yu et al., «MetaFormer Is Actually What You Need for Vision», CVPR 2022,
-arXiv 2111.11418. Parameter names are those of the official repository
-(sail-sg/poolformer), so that its checkpoints load as they are.
+arXiv 2111.11418, and «MetaFormer Baselines for Vision», TPAMI 2024, arXiv 2210.13452.
+Parameter names are those of the first paper's official repository (sail-sg/poolformer), so
+that its checkpoints load as they are.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule, PretrainedInit, trunc_normal_init, update_init_info
+from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .archs import NUM_STAGES, Arch, is_integer, is_number, resolve_arch
 from .checkpoints.loading import prepare
 from .memory import reuse_freed_memory
 from .ops import channel_mlp, channel_mlp_covers, group_norm, pool_mix
+from .token_mixers import TOKEN_MIXERS, FixedSizeMixer, Pooling, StarReLU
 
 # The stem divides both sides by 4 and each of the three later stages by 2.
 MIN_SIZE = 32
@@ -29,51 +33,92 @@ MKLDNN_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 TOKEN_MIXING = ('fused', 'plain')
 
 
+MODELS.register_module(module=StarReLU)
+
+
+@MODELS.register_module()
+class ChannelLayerNorm(nn.Module):
+    """LayerNorm over the channels of each position of ``[B, C, H, W]``."""
+
+    _abbr_ = 'ln'
+
+    def __init__(self, num_channels: int, eps: float = 1e-5, bias: bool = True):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        x = F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+@MODELS.register_module()
+class BiaslessGroupNorm(nn.GroupNorm):
+    """GroupNorm with one group and without a bias."""
+
+    _abbr_ = 'gn'
+
+    def __init__(self, num_channels: int, eps: float = 1e-5):
+        super().__init__(1, num_channels, eps)
+        self.bias = None
+
+
+# Norms of blocks, outputs, and of stem and downsampling, by ``arch.norm`` and ``arch.baseline``.
+GROUP, CHANNEL = dict(type='GN', num_groups=1), dict(type='ChannelLayerNorm')
+NORMS = {
+    ('group', False): (GROUP, GROUP),
+    ('channel', False): (CHANNEL, CHANNEL),
+    ('group', True): (dict(type='BiaslessGroupNorm', eps=1e-6), GROUP),
+    ('channel', True): (dict(CHANNEL, bias=False, eps=1e-6), dict(CHANNEL, eps=1e-6)),
+}
+DOWNSAMPLING_NORM = dict(CHANNEL, bias=False, eps=1e-6)
+
+
 class PatchEmbed(nn.Module):
-    """Stem or downsampling: one strided convolution without a norm.
+    """Stem or downsampling: one strided convolution, in the second paper with a norm.
 
     Maps ``[B, in_channels, H, W]`` to about ``[B, embed_dim, H/stride, W/stride]``.
+
+    Args:
+        norm_cfg: Config of the norm, after the stem's convolution and before another.
     """
 
     def __init__(
-        self, in_channels: int, embed_dim: int, kernel_size: int, stride: int, padding: int
+        self,
+        in_channels: int,
+        embed_dim: int,
+        kernel_size: int,
+        stride: int,
+        padding: int,
+        norm_cfg: dict | None = None,
+        norm_first: bool = True,
     ):
         super().__init__()
         self.proj = nn.Conv2d(in_channels, embed_dim, kernel_size, stride, padding)
+        self.norm_first = norm_first
+        self.norm = None
+        if norm_cfg is not None:
+            self.norm = build_norm_layer(norm_cfg, in_channels if norm_first else embed_dim)[1]
+            trunc_normal_init(self.proj, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)
-
-
-class Pooling(nn.Module):
-    """The token mixer of PoolFormer: local average minus identity (Eq. 4).
-
-    The identity is subtracted because the block adds its input again. Positions
-    outside the map do not count in the average.
-
-    Args:
-        pool_size: Side of the averaging window, odd.
-    """
-
-    def __init__(self, pool_size: int = 3):
-        super().__init__()
-        self.pool_size = pool_size
-        self.pool = nn.AvgPool2d(
-            pool_size, stride=1, padding=pool_size // 2, count_include_pad=False
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pool(x) - x
+        if self.norm is None:
+            return self.proj(x)
+        return self.proj(self.norm(x)) if self.norm_first else self.norm(self.proj(x))
 
 
 class Mlp(nn.Module):
     """Channel MLP of two 1×1 convolutions, ``[B, C, H, W]`` to the same shape."""
 
-    def __init__(self, dim: int, hidden_dim: int, act_cfg: dict, drop_rate: float):
+    def __init__(
+        self, dim: int, hidden_dim: int, act_cfg: dict, drop_rate: float, bias: bool = True
+    ):
         super().__init__()
-        self.fc1 = nn.Conv2d(dim, hidden_dim, 1)
+        self.fc1 = nn.Conv2d(dim, hidden_dim, 1, bias=bias)
         self.act = build_activation_layer(act_cfg)
-        self.fc2 = nn.Conv2d(hidden_dim, dim, 1)
+        self.fc2 = nn.Conv2d(hidden_dim, dim, 1, bias=bias)
         self.drop = nn.Dropout(drop_rate)
         for fc in (self.fc1, self.fc2):
             trunc_normal_init(fc, std=0.02)
@@ -95,7 +140,7 @@ class MetaFormerBlock(nn.Module):
     """norm → token mixer → add → norm → channel MLP → add (Eqs. 2 and 3).
 
     LayerScale (arXiv 2103.17239) and stochastic depth (arXiv 1603.09382) act on
-    both branches.
+    both branches; in the second paper, ResScale (arXiv 2110.09456) on the shortcuts instead.
 
     Args:
         dim: Channels.
@@ -105,7 +150,9 @@ class MetaFormerBlock(nn.Module):
         act_cfg: Config of the MLP's activation.
         drop_rate: Dropout rate in the MLP.
         drop_path_rate: Probability of dropping a branch for a sample.
-        layer_scale_init_value: Initial value of LayerScale.
+        layer_scale_init_value: Initial value of LayerScale; ``None`` for none.
+        res_scale_init_value: Initial value of ResScale; ``None`` for none.
+        mlp_bias: Whether the convolutions of the channel MLP have biases.
 
     Attributes:
         token_mixing: ``'plain'`` computes operation by operation what the paper
@@ -121,30 +168,40 @@ class MetaFormerBlock(nn.Module):
         act_cfg: dict,
         drop_rate: float,
         drop_path_rate: float,
-        layer_scale_init_value: float,
+        layer_scale_init_value: float | None,
+        res_scale_init_value: float | None = None,
+        mlp_bias: bool = True,
     ):
         super().__init__()
         self.norm1 = build_norm_layer(norm_cfg, dim)[1]
         self.token_mixer = token_mixer
         self.norm2 = build_norm_layer(norm_cfg, dim)[1]
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_cfg, drop_rate)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_cfg, drop_rate, mlp_bias)
         self.drop_path = DropPath(drop_path_rate)
-        self.layer_scale_1 = nn.Parameter(torch.full((dim,), float(layer_scale_init_value)))
-        self.layer_scale_2 = nn.Parameter(torch.full((dim,), float(layer_scale_init_value)))
+        self.layer_scale_1 = _scale_parameter(dim, layer_scale_init_value)
+        self.layer_scale_2 = _scale_parameter(dim, layer_scale_init_value)
+        self.res_scale_1 = _scale_parameter(dim, res_scale_init_value)
+        self.res_scale_2 = _scale_parameter(dim, res_scale_init_value)
         self.token_mixing = 'fused' if self.can_fuse else 'plain'
         self.deployed = False
 
     @property
     def can_fuse(self) -> bool:
-        """Whether the mixer and the norm before it are those of ``pool_mix``."""
-        return isinstance(self.token_mixer, Pooling) and _is_one_group_norm(self.norm1)
+        """Whether the mixer, the norm before it and the scales are those of ``pool_mix``."""
+        return (
+            type(self.token_mixer) is Pooling
+            and _is_one_group_norm(self.norm1)
+            and self.layer_scale_1 is not None
+            and self.res_scale_1 is None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.token_mixing == 'fused':
             return self._forward_fused(x)
-        x = x + self.drop_path(self.layer_scale_1[:, None, None] * self.token_mixer(self.norm1(x)))
-        x = x + self.drop_path(self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x)))
-        return x
+        branch = _scale(self.token_mixer(self.norm1(x)), self.layer_scale_1)
+        x = _scale(x, self.res_scale_1) + self.drop_path(branch)
+        branch = _scale(self.mlp(self.norm2(x)), self.layer_scale_2)
+        return _scale(x, self.res_scale_2) + self.drop_path(branch)
 
     def _forward_fused(self, x: Tensor) -> Tensor:
         norm1, norm2, mlp = self.norm1, self.norm2, self.mlp
@@ -190,39 +247,49 @@ class MetaFormerBlock(nn.Module):
         if self.deployed:
             return
         fc1, fc2, norm = self.mlp.fc1, self.mlp.fc2, self.norm2
-        _scale_outputs(fc2, self.layer_scale_2)
-        _make_constant(self, 'layer_scale_2', 1.0)
-        if isinstance(norm, nn.GroupNorm) and norm.affine:
-            bias = fc1.weight.double().flatten(1) @ norm.bias.double()
-            fc1.bias.copy_(fc1.bias.double() + bias)
+        if self.layer_scale_2 is not None:
+            _scale_outputs(fc2, self.layer_scale_2)
+            _make_constant(self, 'layer_scale_2', 1.0)
+        foldable = isinstance(norm, (nn.GroupNorm, ChannelLayerNorm)) and norm.weight is not None
+        if foldable and (norm.bias is None or fc1.bias is not None):
+            if norm.bias is not None:
+                bias = fc1.weight.double().flatten(1) @ norm.bias.double()
+                fc1.bias.copy_(fc1.bias.double() + bias)
+                _make_constant(norm, 'bias', 0.0)
             fc1.weight.mul_(norm.weight[:, None, None])
             _make_constant(norm, 'weight', 1.0)
-            _make_constant(norm, 'bias', 0.0)
         self.deployed = True
 
 
-class PoolFormer(BaseModule):
-    """PoolFormer backbone (arXiv 2111.11418) for classification and dense prediction.
+class MetaFormer(BaseModule):
+    """MetaFormer backbone for classification and dense prediction.
 
     Stage ``i`` (0–3) has stride 4, 8, 16 or 32. In ``network``, stage ``i`` is
     entry ``2 i`` and the downsampling before it entry ``2 i - 1``, as in the
-    official repository.
+    official repository of PoolFormer.
 
     Args:
-        arch: ``'s12'``, ``'s24'``, ``'s36'``, ``'m36'``, ``'m48'``, or a dict with
-            ``layers``, ``embed_dims``, ``mlp_ratios`` and ``layer_scale_init_value``.
+        arch: A name in ``mmpoolformer.METAFORMERS`` such as ``'caformer_s18'``, a name of
+            PoolFormer's (``'s12'``, …), or a dict of the fields of ``mmpoolformer.Arch``,
+            ``layers`` and ``embed_dims`` among them.
+        token_mixers: Name in ``TOKEN_MIXERS`` or config with ``type``, for all stages or one per
+            stage: ``'identity'``, ``'pooling'``, ``'attention'``, ``'sep_conv'``,
+            ``'spatial_mlp'``, ``'random'``, or one of your own. ``None`` takes those of ``arch``.
         in_channels: Channels of the input image.
         pool_size: Window of the pooling token mixer, an odd number.
-        norm_cfg: Norm of the blocks and of the outputs. The default is
-            GroupNorm with one group.
-        act_cfg: Activation of the channel MLP. The default is the exact GELU.
+        input_size: Side, or height and width, of the images, for the mixers that are tied to
+            one size (``'spatial_mlp'``, ``'random'``).
+        norm_cfg: Norm of the blocks and of the outputs. ``None`` takes the one of ``arch``,
+            for PoolFormer GroupNorm with one group.
+        act_cfg: Activation of the channel MLP. ``None`` takes the one of ``arch``, for
+            PoolFormer the exact GELU.
         drop_rate: Dropout rate in the channel MLP.
         drop_path_rate: Stochastic depth of the last block; it grows linearly
             from 0 over all blocks.
         layer_scale_init_value: Initial value of LayerScale. ``None`` takes the
             one of ``arch``.
         fork_feat: Return a normalised map per stage in ``out_indices`` instead
-            of class logits.
+            of class logits. Architectures of the second paper have no classifier here.
         out_indices: Stages to return with ``fork_feat``. Only these own an
             output norm, and the stages above the last of them are not built.
         num_classes: Classes of the head with ``fork_feat=False``.
@@ -231,7 +298,7 @@ class PoolFormer(BaseModule):
         with_cp: Recompute each block in the backward pass to save memory.
         token_mixing: ``'fused'`` computes the blocks with :mod:`mmpoolformer.ops`, which
             give the numbers of the plain definition faster; ``'plain'`` computes the
-            definition. ``None`` takes ``'fused'`` where the norm and the pooling
+            definition. ``None`` takes ``'fused'`` in the blocks whose norm and mixer
             allow it. The attribute of this name says which runs, and may be set.
         init_cfg: Initialisation config of mmengine. ``dict(type='Pretrained', checkpoint=…)``
             takes the sources and layouts of :func:`~mmpoolformer.checkpoints.load_pretrained`.
@@ -243,11 +310,13 @@ class PoolFormer(BaseModule):
 
     def __init__(
         self,
-        arch: str | dict | Arch = 's12',
+        arch: str | dict | Arch = 'poolformer_s12',
+        token_mixers: str | dict | list | None = None,
         in_channels: int = 3,
         pool_size: int = 3,
-        norm_cfg: dict = dict(type='GN', num_groups=1),
-        act_cfg: dict = dict(type='GELU'),
+        input_size: int | tuple[int, int] = 224,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float | None = None,
@@ -286,31 +355,50 @@ class PoolFormer(BaseModule):
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
 
-        layers, embed_dims, mlp_ratios, arch_layer_scale = self.arch
+        layers, embed_dims, mlp_ratios = self.arch[:3]
+        baseline = self.arch.baseline
+        _check(
+            fork_feat,
+            'fork_feat',
+            fork_feat or not baseline,
+            'True: the architectures of arXiv 2210.13452 have no classifier here',
+        )
         if layer_scale_init_value is None:
-            layer_scale_init_value = arch_layer_scale
+            layer_scale_init_value = self.arch.layer_scale_init_value
+        default_norm, default_out_norm = NORMS[self.arch.norm, baseline]
+        out_norm_cfg = norm_cfg or default_out_norm
+        norm_cfg = norm_cfg or default_norm
+        act_cfg = act_cfg or dict(type='StarReLU' if baseline else 'GELU')
+        downsampling_norm = DOWNSAMPLING_NORM if baseline else None
+        mixers = _mixer_cfgs(token_mixers or self.arch.token_mixers, pool_size, input_size)
         num_blocks = sum(layers)
 
         self.patch_embed = PatchEmbed(
-            in_channels, embed_dims[0], kernel_size=7, stride=4, padding=2
+            in_channels, embed_dims[0], 7, 4, 2, downsampling_norm, norm_first=False
         )
         self.network = nn.ModuleList()
         last_stage = max(self.out_indices) if fork_feat else NUM_STAGES - 1
         for i in range(last_stage + 1):
             if i > 0:
                 self.network.append(
-                    PatchEmbed(embed_dims[i - 1], embed_dims[i], kernel_size=3, stride=2, padding=1)
+                    PatchEmbed(embed_dims[i - 1], embed_dims[i], 3, 2, 1, downsampling_norm)
                 )
+            if self.arch.pos_embeds[i] is not None:
+                side = self.arch.pos_embeds[i]
+                pos_embed = nn.Parameter(torch.zeros(1, embed_dims[i], side, side))
+                self.register_parameter(f'pos_embed{2 * i}', pos_embed)
             blocks = [
                 MetaFormerBlock(
                     dim=embed_dims[i],
-                    token_mixer=Pooling(pool_size),
+                    token_mixer=TOKEN_MIXERS.build(dict(mixers[i], dim=embed_dims[i])),
                     mlp_ratio=mlp_ratios[i],
                     norm_cfg=norm_cfg,
                     act_cfg=act_cfg,
                     drop_rate=drop_rate,
                     drop_path_rate=drop_path_rate * (sum(layers[:i]) + j) / max(num_blocks - 1, 1),
-                    layer_scale_init_value=layer_scale_init_value,
+                    layer_scale_init_value=None if baseline else layer_scale_init_value,
+                    res_scale_init_value=1.0 if baseline and i >= 2 else None,
+                    mlp_bias=not baseline,
                 )
                 for j in range(layers[i])
             ]
@@ -318,9 +406,9 @@ class PoolFormer(BaseModule):
 
         if fork_feat:
             for i in self.out_indices:
-                self.add_module(f'norm{2 * i}', build_norm_layer(norm_cfg, embed_dims[i])[1])
+                self.add_module(f'norm{2 * i}', build_norm_layer(out_norm_cfg, embed_dims[i])[1])
         else:
-            self.norm = build_norm_layer(norm_cfg, embed_dims[-1])[1]
+            self.norm = build_norm_layer(out_norm_cfg, embed_dims[-1])[1]
             self.head = nn.Linear(embed_dims[-1], num_classes)
             trunc_normal_init(self.head, std=0.02)
         if token_mixing is not None:
@@ -334,8 +422,9 @@ class PoolFormer(BaseModule):
 
     @property
     def token_mixing(self) -> str:
-        """What computes the blocks: ``'fused'`` or ``'plain'``."""
-        return self.blocks[0].token_mixing
+        """What computes the blocks: ``'fused'``, or ``'plain'`` in any of them."""
+        fused = all(block.token_mixing == 'fused' for block in self.blocks)
+        return 'fused' if fused else 'plain'
 
     @token_mixing.setter
     def token_mixing(self, value: str) -> None:
@@ -343,7 +432,9 @@ class PoolFormer(BaseModule):
         if value == 'fused' and not all(block.can_fuse for block in self.blocks):
             raise ValueError(
                 "token_mixing='fused' needs norm_cfg=dict(type='GN', num_groups=1) with its affine "
-                f"part, not {self.blocks[0].norm1}: take token_mixing='plain', or leave it out"
+                f'part and pooling in all stages, not {type(self.blocks[0].norm1).__name__} and '
+                f"{type(self.blocks[-1].token_mixer).__name__}: take token_mixing='plain', or "
+                'leave it out'
             )
         for block in self.blocks:
             block.token_mixing = value
@@ -390,6 +481,7 @@ class PoolFormer(BaseModule):
             if index % 2:  # downsampling
                 x = module(x)
                 continue
+            x = self._add_pos_embed(index, x)
             for block in module:
                 x = self._run_block(block, x)
             if index // 2 in self.out_indices:
@@ -398,6 +490,16 @@ class PoolFormer(BaseModule):
         if self.fork_feat:
             return tuple(outs)
         return self.head(self.norm(x).mean((-2, -1)))
+
+    def _add_pos_embed(self, index: int, x: Tensor) -> Tensor:
+        pos_embed = getattr(self, f'pos_embed{index}', None)
+        if pos_embed is None:
+            return x
+        if pos_embed.shape[-2:] != x.shape[-2:]:
+            pos_embed = F.interpolate(
+                pos_embed, x.shape[-2:], mode='bicubic', align_corners=False, antialias=True
+            )
+        return x + pos_embed
 
     def _norm_output(self, norm: nn.Module, x: Tensor) -> Tensor:
         if self.token_mixing == 'fused' and _is_one_group_norm(norm):
@@ -412,9 +514,8 @@ class PoolFormer(BaseModule):
     def _channels_last_pays(self, x: Tensor) -> bool:
         """Whether the blocks run faster with channels in the last axis of memory."""
         # PyTorch's GroupNorm loses digits there (CPU) or copies (CUDA); the fused path has its own.
-        return self.token_mixing == 'fused' and (
-            x.is_cuda or (x.device.type == 'cpu' and x.dtype in MKLDNN_TYPES)
-        )
+        fits = self.token_mixing == 'fused' or isinstance(self.blocks[0].norm1, ChannelLayerNorm)
+        return fits and (x.is_cuda or (x.device.type == 'cpu' and x.dtype in MKLDNN_TYPES))
 
     def _has_channels_last_caller(self, x: Tensor) -> bool:
         """Whether a convolution of ``x`` would return channels-last maps by itself."""
@@ -426,9 +527,9 @@ class PoolFormer(BaseModule):
     def _check_input(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.in_channels or min(x.shape[-2:]) < MIN_SIZE:
             raise ValueError(
-                f'input of shape {tuple(x.shape)}: PoolFormer takes [B, {self.in_channels}, H, W] '
-                f'with H and W at least {MIN_SIZE}. Add a batch axis, set in_channels, or resize '
-                'or pad the images'
+                f'input of shape {tuple(x.shape)}: {type(self).__name__} takes '
+                f'[B, {self.in_channels}, H, W] with H and W at least {MIN_SIZE}. '
+                'Add a batch axis, set in_channels, or resize or pad the images'
             )
 
     def init_weights(self) -> None:
@@ -481,13 +582,85 @@ class PoolFormer(BaseModule):
             frozen.extend(self.network[max(2 * i - 1, 0) : 2 * i + 1])
             if i in self.out_indices:
                 frozen.append(getattr(self, f'norm{2 * i}'))
+            pos_embed = getattr(self, f'pos_embed{2 * i}', None)
+            if pos_embed is not None:
+                pos_embed.requires_grad_(False)
         for module in frozen:
             module.eval()
             module.requires_grad_(False)
 
 
+class PoolFormer(MetaFormer):
+    """PoolFormer backbone (arXiv 2111.11418): MetaFormer with pooling in all stages.
+
+    Args:
+        arch: ``'s12'``, ``'s24'``, ``'s36'``, ``'m36'``, ``'m48'``, or a dict with
+            ``layers``, ``embed_dims``, ``mlp_ratios`` and ``layer_scale_init_value``.
+        kwargs: All others of :class:`MetaFormer` but ``token_mixers``.
+
+    Raises:
+        ValueError: See :class:`MetaFormer`; or the architecture mixes by something else.
+        TypeError: Unknown argument.
+    """
+
+    def __init__(self, arch: str | dict | Arch = 's12', **kwargs):
+        mixers = resolve_arch(arch).token_mixers
+        if 'token_mixers' in kwargs or any(mixer != 'pooling' for mixer in mixers):
+            raise ValueError(
+                f'PoolFormer mixes by pooling, arch={arch!r} or token_mixers by something else: '
+                "take type='MetaFormer'"
+            )
+        super().__init__(arch, **kwargs)
+
+
+def _mixer_cfgs(mixers, pool_size: int, input_size) -> list[dict]:
+    """The config of each stage's token mixer, complete but for the channels."""
+    mixers = [mixers] * NUM_STAGES if isinstance(mixers, (str, dict)) else list(mixers)
+    sides = (input_size, input_size) if is_integer(input_size) else tuple(input_size)
+    _check(
+        input_size,
+        'input_size',
+        len(sides) == 2 and all(_is_int(side, MIN_SIZE) for side in sides),
+        f'a side, or height and width, of at least {MIN_SIZE}',
+    )
+    _check(mixers, 'token_mixers', len(mixers) == NUM_STAGES, f'one, or {NUM_STAGES}')
+    cfgs = []
+    for stage, mixer in enumerate(mixers):
+        cfg = dict(type=mixer) if isinstance(mixer, str) else dict(mixer)
+        known = sorted(TOKEN_MIXERS.module_dict)
+        _check(
+            mixer,
+            'token_mixers',
+            cfg.get('type') in known,
+            f'one of {known}, or register yours with TOKEN_MIXERS and custom_imports',
+        )
+        mixer_class = TOKEN_MIXERS.get(cfg['type'])
+        if mixer_class is Pooling:
+            cfg.setdefault('pool_size', pool_size)
+        if isinstance(mixer_class, type) and issubclass(mixer_class, FixedSizeMixer):
+            cfg.setdefault('size', tuple(_map_side(side, stage) for side in sides))
+        cfgs.append(cfg)
+    return cfgs
+
+
+def _map_side(side: int, stage: int) -> int:
+    """Positions along a side of the image after the convolutions up to a stage."""
+    side = (side + 2 * 2 - 7) // 4 + 1
+    for _ in range(stage):
+        side = (side + 2 * 1 - 3) // 2 + 1
+    return side
+
+
+def _scale_parameter(dim: int, init_value: float | None) -> nn.Parameter | None:
+    return None if init_value is None else nn.Parameter(torch.full((dim,), float(init_value)))
+
+
+def _scale(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else scale[:, None, None] * x
+
+
 def _is_one_group_norm(norm: nn.Module) -> bool:
-    return isinstance(norm, nn.GroupNorm) and norm.num_groups == 1 and norm.affine
+    return isinstance(norm, nn.GroupNorm) and norm.num_groups == 1 and norm.bias is not None
 
 
 def _is_exact_gelu(act: nn.Module) -> bool:
