@@ -35,7 +35,8 @@ class NamingPipeline:
         try:
             return self.pipeline(info)
         except Exception as error:  # of whatever kind, the sample is to blame
-            raise DataError(f'{name}: {type(error).__name__}: {error}') from error
+            cause = ' '.join(str(error).split())
+            raise DataError(f'{name}: {type(error).__name__}: {cause}') from error
 
     def __getattr__(self, name: str):
         if name == 'pipeline':  # while it is copied or unpickled

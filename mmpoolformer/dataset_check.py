@@ -24,6 +24,7 @@ import mmcv
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
+from mmengine.utils import import_modules_from_strings
 from PIL import ExifTags, Image
 
 from .checks import LaunchError
@@ -80,7 +81,11 @@ def check_config(
     Raises:
         LaunchError: The config names no data set.
     """
+    if not cfg.get('default_scope'):
+        raise LaunchError('the config has no default_scope: mmdet or mmseg')
     init_default_scope(cfg.default_scope)
+    if cfg.get('custom_imports'):
+        import_modules_from_strings(**cfg.custom_imports)
     progress = progress or (lambda title, count, results: results)
     seen = set()
     for split in SPLITS:
@@ -188,6 +193,13 @@ def _decode_fully(content: bytes) -> tuple[str, str, bool]:
         rotation = image.getexif().get(ExifTags.Base.Orientation, 1)
         image.load()
         return image.format, image.mode, rotation not in (0, 1)
+
+
+def _decoded_shape(content: bytes) -> tuple[int, int]:
+    """Height and width after EXIF rotation, from the header alone."""
+    with Image.open(io.BytesIO(content)) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 # COCO ------------------------------------------------------------------------------------
@@ -399,9 +411,8 @@ def check_pair(info: dict, num_classes: int) -> list[Problem]:
         detail = f'shape {labels.shape}; it needs one channel of class numbers'
         return [*problems, Problem(ERROR, 'label map in colour', path, detail)]
     if not any(problem.level == ERROR for problem in problems):
-        with Image.open(info['img_path']) as image:
-            shape = (image.height, image.width)
-        if labels.shape[:2] != shape and labels.shape[1::-1] != shape:
+        shape = _decoded_shape(Path(info['img_path']).read_bytes())
+        if labels.shape[:2] != shape:
             detail = f'{labels.shape[:2]}, image {shape} (height, width)'
             problems.append(Problem(ERROR, 'label map of another size', path, detail))
     problems += _check_labels(labels, info, num_classes, path)
@@ -409,16 +420,17 @@ def check_pair(info: dict, num_classes: int) -> list[Problem]:
 
 
 def _check_labels(labels: np.ndarray, info: dict, num_classes: int, path: str) -> list[Problem]:
-    values = {int(value) for value in np.unique(labels)}
-    for old, new in (info.get('label_map') or {}).items():
-        if old in values:
-            values = values - {old} | {new}
-    highest = num_classes if info['reduce_zero_label'] else num_classes - 1
+    found = {int(value) for value in np.unique(labels)}
+    highest = num_classes - 1
+    if info['reduce_zero_label']:  # before label_map, as mmseg does it
+        found = {255 if value in (0, 255) else value - 1 for value in found}
+    label_map = info.get('label_map') or {}
+    values = {label_map.get(value, value) for value in found}
     beyond = sorted(value for value in values if value > highest and value != 255)
     if beyond:
-        detail = f'{beyond[:5]}; the {num_classes} classes end at {highest}, 255 is ignored'
+        detail = f'{beyond[:5]} as read; the {num_classes} classes are 0 to {highest}, 255 ignored'
         return [Problem(ERROR, 'labels beyond the classes', path, detail)]
-    if not values - {255, 0 if info['reduce_zero_label'] else 255}:
+    if not values - {255}:
         return [Problem(WARNING, 'label map without a class', path, 'every pixel is ignored')]
     return []
 
@@ -440,8 +452,10 @@ def check_sample(dataset, index: int) -> list[Problem]:
 def _is_coco(node: dict) -> bool:
     if find_spec('mmdet') is None or not node.get('ann_file'):
         return False
-    coco_dataset = import_module('mmdet.datasets').CocoDataset
-    return isinstance(_class_of(node), type) and issubclass(_class_of(node), coco_dataset)
+    coco, own = import_module('mmdet.datasets').CocoDataset, _class_of(node)
+    # Panoptic and LVIS annotations have other fields, and readers of their own.
+    readers = ('load_data_list', 'parse_data_info')
+    return all(getattr(own, reader, None) is getattr(coco, reader) for reader in readers)
 
 
 def _class_of(node: dict) -> Any:

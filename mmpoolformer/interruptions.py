@@ -7,7 +7,7 @@ import random
 import re
 import signal
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -44,7 +44,12 @@ def _to_disk(path: Path) -> None:
 
 
 def is_intact(path: Path) -> bool:
-    """Whether a checkpoint can be read to its end, by the checksums in it."""
+    """Whether a checkpoint can be read to its end, by the checksums in it.
+
+    The folders that sharded training writes are taken as they are.
+    """
+    if path.is_dir():
+        return True
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
@@ -71,7 +76,7 @@ def find_checkpoints(work_dir: Path) -> list[Path]:
     if pointer.is_file():
         named = Path(pointer.read_text().strip())
         for path in (named, work_dir / named.name):  # the folder may have been moved
-            if path.is_file():
+            if named.name and path.exists():
                 return [path, *(other for other in found if other.name != path.name)]
     return found
 
@@ -131,6 +136,59 @@ class SafeCheckpointHook(CheckpointHook):
                 path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
                 if self.file_backend.isfile(path):
                     self.file_backend.remove(path)
+                elif self.file_backend.isdir(path):  # of sharded training
+                    self.file_backend.rmtree(path)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        """Remove the best checkpoint so far when the better one is there, and not before."""
+        backend, outdated = self.file_backend, []
+        self.file_backend = _Deferring(backend, outdated)
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+        finally:
+            self.file_backend = backend
+        kept = [getattr(self, 'best_ckpt_path', None)]
+        kept += (getattr(self, 'best_ckpt_path_dict', None) or {}).values()
+        for path in outdated:
+            if path not in kept and backend.exists(path):
+                (backend.rmtree if backend.isdir(path) else backend.remove)(path)
+
+
+class _Deferring:
+    """A file backend that notes what to remove."""
+
+    def __init__(self, backend, outdated: list):
+        self._backend, self._outdated = backend, outdated
+
+    def remove(self, path: str) -> None:
+        self._outdated.append(path)
+
+    rmtree = remove
+
+    def __getattr__(self, name: str):
+        return getattr(self._backend, name)
+
+
+class WorkerSignals:
+    """Initialise a data-loading worker so that the first SIGTERM does not end it.
+
+    Whoever ends a job signals its whole process group, and training needs its workers until
+    it has saved. The second signal ends a worker, as does a while without one.
+    """
+
+    GRACE = 120  # seconds
+
+    def __init__(self, worker_init_fn: Callable[[int], None] | None):
+        self.worker_init_fn = worker_init_fn
+
+    def __call__(self, worker_id: int) -> None:
+        signal.signal(signal.SIGTERM, self._outlive)
+        if self.worker_init_fn is not None:
+            self.worker_init_fn(worker_id)
+
+    def _outlive(self, signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.alarm(self.GRACE)
 
 
 def random_state() -> dict:
@@ -178,19 +236,28 @@ class ResumeHook(Hook):
         self.before_validation: dict | None = None
         self.terminated = False
         self.previous_handler = None
+        self.validated: int | None = None  # the iteration after which it was done last
+        self.leftover: Path | None = None  # what SIGTERM saved, until the next checkpoint
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        checkpoint['random_state'] = random_state()
+        if self.before_validation is not None:  # the best checkpoint, after an evaluation
+            self.validated = runner.iter
+        checkpoint['random_state'] = self.before_validation or random_state()
+        checkpoint['validated'] = self.validated
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if runner._resume:
-            self.resumed = dict(random_state=checkpoint.get('random_state'))
+        if not runner._resume:
+            return
+        self.resumed = dict(random_state=checkpoint.get('random_state'))
+        self.validated = checkpoint.get('validated')
+        if checkpoint['meta'].get('interrupted'):
+            self.leftover = Path(runner.work_dir) / f'iter_{checkpoint["meta"]["iter"]}.pth'
 
     def before_train(self, runner: Runner) -> None:
         self.previous_handler = signal.signal(signal.SIGTERM, self._remember)
         if self.resumed is None:
             return
-        if _validation_is_due(runner):
+        if _validation_is_due(runner) and self.validated != runner.iter:
             runner.logger.info('the evaluation that was due when the run stopped')
             runner.val_loop.run()
 
@@ -206,7 +273,7 @@ class ResumeHook(Hook):
             return
         seen = loop.iter - loop.epoch * len(loop.dataloader)
         if 0 < seen <= len(loop.dataloader):
-            loop.dataloader = _ContinuedDataLoader(loop.dataloader, seen, state)
+            loop.dataloader = _ContinuedDataLoader(loop, seen, state)
         elif state is not None:
             set_random_state(state)
 
@@ -215,17 +282,31 @@ class ResumeHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         set_random_state(self.before_validation)
+        self.before_validation = None
+        self.validated = runner.iter
         if self._should_stop(runner):
             self._save_and_stop(runner, runner.iter)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if get_world_size() > 1 and (runner.iter + 1) % self.AGREE_EVERY:
+        self._remove_leftover(runner)
+        # Gradients that are being accumulated are not saved.
+        window = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        window *= self.AGREE_EVERY if get_world_size() > 1 else 1
+        if (runner.iter + 1) % window:
             return
         if self._should_stop(runner):
             self._save_and_stop(runner, runner.iter + 1)
 
     def after_train(self, runner: Runner) -> None:
         signal.signal(signal.SIGTERM, self.previous_handler or signal.SIG_DFL)
+
+    def _remove_leftover(self, runner: Runner) -> None:
+        if self.leftover is None or not is_main_process():
+            return
+        pointer = Path(runner.work_dir) / POINTER
+        if pointer.is_file() and Path(pointer.read_text()).name != self.leftover.name:
+            self.leftover.unlink(missing_ok=True)
+            self.leftover = None
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         self.terminated = True
@@ -239,7 +320,7 @@ class ResumeHook(Hook):
 
     def _save_and_stop(self, runner: Runner, iteration: int) -> None:
         path = Path(runner.work_dir) / f'iter_{iteration}.pth'
-        meta = dict(epoch=runner.epoch, iter=iteration)
+        meta = dict(epoch=runner.epoch, iter=iteration, interrupted=True)
         runner.save_checkpoint(runner.work_dir, path.name, meta=meta, by_epoch=False)
         if is_main_process():
             replace_file(path.with_name(POINTER), str(path))
@@ -255,6 +336,8 @@ def _validation_is_due(runner: Runner) -> bool:
     loop = runner.train_loop
     if runner.val_loop is None:
         return False
+    if hasattr(loop, '_decide_current_val_interval'):  # by dynamic_intervals
+        loop._decide_current_val_interval()
     by_epoch = not hasattr(loop, 'dataloader_iterator')
     if by_epoch and loop.iter != loop.epoch * len(loop.dataloader):
         return False
@@ -291,20 +374,19 @@ class _ContinuedIterator:
 class _ContinuedDataLoader:
     """A data loader whose first pass starts after the batches that were seen."""
 
-    def __init__(self, dataloader, seen: int, state: dict | None):
-        self.dataloader, self.seen, self.state = dataloader, seen, state
+    def __init__(self, loop, seen: int, state: dict | None):
+        self.loop, self.dataloader, self.seen, self.state = loop, loop.dataloader, seen, state
 
     def __len__(self) -> int:
         return len(self.dataloader)
 
     def __iter__(self) -> Iterator:
+        self.loop.dataloader = self.dataloader  # hooks may change it from here on
         iterator = iter(self.dataloader)
         for _ in range(self.seen):
             next(iterator)
-        self.seen = 0
         if self.state is not None:
             set_random_state(self.state)
-            self.state = None
         return iterator
 
     def __getattr__(self, name: str):

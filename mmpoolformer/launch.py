@@ -7,10 +7,12 @@ message and without a stack trace.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +35,7 @@ from .checks import (
     name_errors,
 )
 from .config_tree import type_of, walk
-from .distributed import prepare_cpu
+from .distributed import check_launcher, prepare_cpu
 from .interruptions import (
     POINTER,
     CheckpointWriteError,
@@ -41,6 +43,7 @@ from .interruptions import (
     ResumeHook,
     SafeCheckpointHook,
     Terminated,
+    WorkerSignals,
     newest_intact_checkpoint,
     replace_file,
 )
@@ -52,6 +55,7 @@ INSTALL_HINTS = {
     'mmdet': 'pip install onedl-mmdetection (or the classic mmdet)',
     'mmseg': 'pip install onedl-mmsegmentation (or the classic mmsegmentation)',
 }
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 PHASES = {'train': ('train', 'val'), 'test': ('test',)}
 
 
@@ -67,6 +71,10 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(128 + signal.SIGTERM)
     except (LaunchError, CheckpointError, CheckpointWriteError, SwapError) as error:
         sys.exit(f'error: {error}')
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        sys.exit(f'error: {error}. Make room or mend the disk; then go on with --resume')
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -202,16 +210,14 @@ def build_runner(cfg: Config, phase: str) -> Runner:
     _check_checkpoints(cfg, phase)
     _check_data(cfg, phase)
     _check_work_dir(Path(cfg.work_dir))
-    if cfg.launcher != 'none' and not torch.cuda.is_available():
-        try:
+    if cfg.launcher != 'none':
+        check_launcher(cfg.launcher)
+        if not torch.cuda.is_available():
             prepare_cpu(cfg)
-        except KeyError as error:
-            raise LaunchError(
-                f'--launcher {cfg.launcher}: {error} is not set, so it did not start this process'
-            ) from error
-    runner_class = ResumableRunner
-    if 'runner_type' in cfg:
-        runner_class = RUNNERS.get(cfg.runner_type)
+    runner_type = cfg.get('runner_type', 'Runner')
+    runner_class = ResumableRunner if runner_type == 'Runner' else RUNNERS.get(runner_type)
+    if runner_class is None:
+        raise LaunchError(f'runner_type={runner_type!r} is unknown: leave it out, or Runner')
     try:
         runner = runner_class.from_cfg(cfg)
     except (KeyError, TypeError, ValueError) as error:  # from unknown names and bad arguments
@@ -276,6 +282,7 @@ def _build_loops(runner: Runner, phase: str) -> None:
             ) from error
         setattr(runner, f'_{split}_loop', loop)
         name_errors(loop.dataloader.dataset)
+        loop.dataloader.worker_init_fn = WorkerSignals(loop.dataloader.worker_init_fn)
 
 
 def _last_line(error: Exception) -> str:
@@ -289,27 +296,29 @@ def _prepare_training(cfg: Config) -> None:
     """Checkpoints that are whole, and the newest of them that is, if the run is to go on."""
     HOOKS.register_module(module=SafeCheckpointHook, force=True)
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    if hook.get('type') == 'CheckpointHook':
+    if type_of(hook) == 'CheckpointHook':
         hook['type'] = 'SafeCheckpointHook'
-    if not cfg.get('resume') or cfg.get('load_from'):
+    if not cfg.get('resume'):
         return
-    newest, broken = newest_intact_checkpoint(Path(cfg.work_dir))
-    for path in broken:
-        print(f'warning: {path} is BROKEN, and passed over', file=sys.stderr)
     pointer = Path(cfg.work_dir) / POINTER
-    if newest is None and (broken or pointer.is_file()):
-        named = f'{pointer} names {pointer.read_text().strip()!r}; ' if pointer.is_file() else ''
-        raise LaunchError(
-            f'no checkpoint in {cfg.work_dir} can be read: {named}broken: '
-            f'{", ".join(map(str, broken)) or "none"}. Remove them to start anew'
-        )
-    if newest is not None:
-        cfg.load_from = str(newest)
+    named = pointer.read_text().strip() if pointer.is_file() else ''
+    if not cfg.get('load_from') and '://' not in named:  # mmengine finds what is stored remotely
+        newest, broken = newest_intact_checkpoint(Path(cfg.work_dir))
+        for path in broken:
+            print(f'warning: {path} is BROKEN, and passed over', file=sys.stderr)
+        if newest is None and (broken or pointer.is_file()):
+            raise LaunchError(
+                f'no checkpoint in {cfg.work_dir} can be read: {pointer} names {named!r}; broken: '
+                f'{", ".join(map(str, broken)) or "none"}. Remove them to start anew'
+            )
+        cfg.load_from = newest and str(newest)
+    checkpoint = cfg.get('load_from') and local_path(cfg.load_from)
+    if checkpoint and checkpoint.is_file():
         # mmengine would restore it after the order of the data has been drawn.
-        meta = CheckpointLoader.load_checkpoint(str(newest), map_location='cpu').get('meta') or {}
+        meta = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu').get('meta')
         cfg.setdefault('randomness', dict(seed=None))
         if cfg.randomness.get('seed') is None:
-            cfg.randomness.seed = meta.get('seed')
+            cfg.randomness.seed = (meta or {}).get('seed')
 
 
 def write_metrics(cfg: Config, phase: str, metrics: dict) -> None:
@@ -372,7 +381,7 @@ def _check_checkpoints(cfg: Config, phase: str) -> None:
         checkpoints += [('init_cfg', node.get('checkpoint')) for node in pretrained]
     for key, checkpoint in checkpoints:
         path = checkpoint and local_path(checkpoint)
-        if path and not path.is_file():
+        if path and not path.exists():
             where = '' if key == 'load_from' else f' ({key})'
             raise LaunchError(f'checkpoint not found: {path}{where}. Give an existing file')
 
@@ -399,9 +408,8 @@ def _check_data(cfg: Config, phase: str) -> None:
 def _check_work_dir(work_dir: Path) -> None:
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
-        probe = work_dir / '.writable'
-        replace_file(probe, '')
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=work_dir):
+            pass
     except OSError as error:
         raise LaunchError(f'cannot write to the work dir {work_dir}: {error}') from error
 

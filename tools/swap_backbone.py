@@ -4,6 +4,7 @@ import argparse
 import difflib
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from mmengine.config import Config
@@ -53,7 +54,9 @@ def main():
         print(f'- {change}')
     if args.out:
         inherits = write(args, path, cfg, swapped)
-        print(f'wrote {args.out}' + ('' if inherits else ', complete: its base cannot be named'))
+        print(
+            f'wrote {args.out}' + ('' if inherits else ', complete: its base cannot be named in it')
+        )
 
 
 def print_diff(cfg, swapped, args):
@@ -72,18 +75,27 @@ def print_diff(cfg, swapped, args):
 
 
 def write(args, path, cfg, swapped):
-    """Write what differs from the base, or everything where mmengine cannot find the base."""
+    """Write what differs from the base, or everything where the base cannot be named.
+
+    A file that is replaced may be the base itself.
+    """
     base = args.config if SEPARATOR in args.config else os.path.relpath(path, args.out.parent)
     differing = Config(difference(cfg.to_dict(), swapped.to_dict())).pretty_text
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.out.with_name(f'{args.out.stem}_partial.py')
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(suffix='.py', dir=args.out.parent)
+    except OSError as error:
+        raise LaunchError(f'cannot write {args.out}: {error}') from error
+    os.close(handle)
+    partial = Path(name)
     try:
         partial.write_text(f'_base_ = {base!r}\n\n{differing}')
-        inherits = same_config(partial, swapped)
+        inherits = not args.out.exists() and same_config(partial, swapped)
         if not inherits:
             partial.write_text(swapped.pretty_text)
             if not same_config(partial, swapped):
                 raise LaunchError(f'{path} cannot be written as a file: it holds more than values')
+        partial.chmod(0o644)
         partial.replace(args.out)
     finally:
         partial.unlink(missing_ok=True)

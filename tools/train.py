@@ -5,6 +5,7 @@ import argparse
 import torch
 
 from mmpoolformer import ARCHS
+from mmpoolformer.config_tree import type_of
 from mmpoolformer.launch import (
     LaunchError,
     add_common_arguments,
@@ -84,7 +85,7 @@ def main():
 def enable_amp(cfg, dtype):
     if not torch.cuda.is_available():
         raise LaunchError('--amp needs a GPU: mmengine has no mixed precision for the CPU')
-    wrapper = require(cfg, 'optim_wrapper', '--amp').get('type', 'OptimWrapper')
+    wrapper = type_of(dict(type='OptimWrapper') | require(cfg, 'optim_wrapper', '--amp'))
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise LaunchError(f'--amp replaces an OptimWrapper, but optim_wrapper is a {wrapper}')
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
