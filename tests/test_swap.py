@@ -510,7 +510,7 @@ REFUSED_METHODS = {
     'mmseg::vpd': 'VPD',
 }
 # These take PoolFormer and need something else that is not installed.
-UNBUILDABLE_METHODS = {'mmdet::clrnet': 'LineDetDataProcessor', 'mmdet::deepsort': 'mmpretrain'}
+UNBUILDABLE_METHODS = {'mmdet::deepsort': 'mmpretrain'}
 
 
 def first_of_each_method():
@@ -550,6 +550,7 @@ def test_one_config_of_each_method_lacks_nothing_but_other_packages(method):
 def build(cfg):
     """Build on the meta device, without memory and arithmetic, where the model allows it."""
     init_default_scope(cfg.default_scope)
+    import_module(f'{cfg.default_scope}.datasets')  # one of them has a data preprocessor
     registry = import_module(f'{cfg.default_scope}.registry').MODELS
     try:
         with torch.device('meta'):

@@ -71,6 +71,7 @@ def main():
     toolboxes = [import_module(name) for name in TOOLBOXES]
     for name in TOOLBOXES:  # imported once, and shared by all processes
         import_module(f'{name}.models')
+        import_module(f'{name}.datasets')
     names = [name for toolbox in TOOLBOXES for name in list_configs(toolbox) if args.only in name]
     if not names:
         sys.exit(f'error: no config has {args.only!r} in its name')
