@@ -73,9 +73,10 @@ CONV_SIZES: dict[str, Arch] = {
 BASELINES: dict[str, Arch] = {
     f'{family}_{size}': arch._replace(token_mixers=mixers, norm=norm, baseline=True)
     for family, sizes, norm, mixers in (
+        # The first of those whose files look the same is what a report calls them.
+        ('poolformerv2', ARCHS, 'group', (POOL,) * 4),
         ('identityformer', ARCHS, 'group', ('identity',) * 4),
         ('randformer', ARCHS, 'group', ('identity', 'identity', 'random', 'random')),
-        ('poolformerv2', ARCHS, 'group', (POOL,) * 4),
         ('convformer', CONV_SIZES, 'channel', (CONV,) * 4),
         ('caformer', CONV_SIZES, 'channel', (CONV, CONV, ATTENTION, ATTENTION)),
     )

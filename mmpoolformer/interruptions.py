@@ -284,18 +284,12 @@ class ResumeHook(Hook):
         set_random_state(self.before_validation)
         self.before_validation = None
         self.validated = runner.iter
-        if self._should_stop(runner):
-            self._save_and_stop(runner, runner.iter)
+        self._stop_if_told(runner, runner.iter)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         self._remove_leftover(runner)
-        # Gradients that are being accumulated are not saved.
-        window = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
-        window *= self.AGREE_EVERY if get_world_size() > 1 else 1
-        if (runner.iter + 1) % window:
-            return
-        if self._should_stop(runner):
-            self._save_and_stop(runner, runner.iter + 1)
+        if get_world_size() == 1 or (runner.iter + 1) % self.AGREE_EVERY == 0:
+            self._stop_if_told(runner, runner.iter + 1)
 
     def after_train(self, runner: Runner) -> None:
         signal.signal(signal.SIGTERM, self.previous_handler or signal.SIG_DFL)
@@ -310,6 +304,12 @@ class ResumeHook(Hook):
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         self.terminated = True
+
+    def _stop_if_told(self, runner: Runner, iteration: int) -> None:
+        # Gradients that are being accumulated are not saved: their last iteration is waited for.
+        counts = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        if iteration % counts == 0 and self._should_stop(runner):
+            self._save_and_stop(runner, iteration)
 
     def _should_stop(self, runner: Runner) -> bool:
         if get_world_size() == 1:

@@ -60,7 +60,9 @@ custom_imports = dict(imports=['mmpoolformer'])
 """
 TINY_BY_ITERATION = """
 train_cfg = dict(max_iters={iters}, val_interval=4)
-default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=3, max_keep_ckpts=2))
+default_hooks = dict(
+    logger=dict(interval=1), checkpoint=dict(interval=3, max_keep_ckpts=2, save_best='mIoU')
+)
 """
 TINY_BY_EPOCH = """
 train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs={iters} // 2, val_interval=2)
@@ -68,7 +70,8 @@ train_dataloader.update(sampler=dict(_delete_=True, type='DefaultSampler', shuff
 param_scheduler = [dict(type='MultiStepLR', by_epoch=True, milestones=[2], gamma=0.1)]
 log_processor = dict(by_epoch=True)
 default_hooks = dict(
-    logger=dict(interval=1), checkpoint=dict(by_epoch=True, interval=1, max_keep_ckpts=2)
+    logger=dict(interval=1),
+    checkpoint=dict(by_epoch=True, interval=1, max_keep_ckpts=2, save_best='mIoU'),
 )
 """
 TINY_LOOPS = {

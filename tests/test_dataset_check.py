@@ -238,6 +238,12 @@ def test_good_label_map(labels, reduce_zero_label, tmp_path):
     assert check_pair(pair(tmp_path, labels, reduce_zero_label), num_classes=3) == []
 
 
+def test_label_map_of_chosen_classes_is_applied_as_mmseg_does(tmp_path):
+    info = pair(tmp_path, label_map(0, 1, 2, 3))
+    info['label_map'] = {0: 255, 1: 0, 2: 1}  # after the zero label is gone
+    assert check_pair(info, num_classes=2) == []
+
+
 @pytest.mark.parametrize('content', [None, b'', b'no image', PNG[:60]])
 def test_unreadable_label_map(content, tmp_path):
     info = pair(tmp_path, label_map(1))

@@ -131,12 +131,52 @@ def test_only_the_newest_checkpoints_are_kept_and_all_are_whole(uninterrupted):
     assert not list(work.rglob('*.partial'))
 
 
+def test_sigterm_waits_for_the_gradients_that_are_being_accumulated(digits_root, tmp_path):
+    config = write_tiny_config(tmp_path, 'by_iteration', digits_root)
+    option = 'optim_wrapper.accumulative_counts=3'
+    with pytest.raises(SystemExit):
+        train(config, tmp_path / 'w', '--cfg-options', option, interrupt=(4, 'terminate'))
+    assert (tmp_path / 'w' / 'last_checkpoint').read_text().endswith('iter_6.pth')
+
+
+def test_sigterm_to_the_whole_job_leaves_the_workers_time_to_save(digits_root, tmp_path):
+    config = write_tiny_config(tmp_path, 'by_iteration', digits_root, iters=2000)
+    options = ['train_dataloader.num_workers=2', 'train_dataloader.persistent_workers=True']
+    options += ['train_cfg.val_interval=2000', 'default_hooks.checkpoint.interval=2000']
+    command = [sys.executable, ROOT / 'tools' / 'train.py', config, '--work-dir', tmp_path / 'work']
+    process = subprocess.Popen(
+        [*map(str, command), '--cfg-options', *options],
+        env=dict(os.environ, OMP_NUM_THREADS='1'),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and count_lines(tmp_path / 'work') < 5:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and 'Traceback' not in errors, errors
+    assert is_intact(Path((tmp_path / 'work' / 'last_checkpoint').read_text()))
+
+
+def test_without_a_seed_a_resumed_run_keeps_the_order_of_the_data(run, tmp_path):
+    config, _ = run
+    free = config.with_name('free.py')
+    free.write_text(f'_base_ = {str(config)!r}\nrandomness = dict(seed=None)\n')
+    train(free, tmp_path / 'first')
+    for name in ('second', 'third'):
+        options = ['--cfg-options', 'train_cfg.max_iters=9']
+        train(free, tmp_path / name, '--resume', tmp_path / 'first' / 'iter_4.pth', *options)
+    assert_same(outcome(tmp_path / 'second'), outcome(tmp_path / 'third'))
+
+
 # A broken disk -------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def run(digits_root, tmp_path):
-    """A short run with its checkpoints of iterations 3 and 6."""
+    """A short run with its checkpoints of iterations 4, the best, and 6, the last."""
     config = write_tiny_config(tmp_path, 'by_iteration', digits_root, iters=6)
     train(config, tmp_path / 'work')
     return config, tmp_path / 'work'
@@ -146,7 +186,7 @@ def test_a_broken_newest_checkpoint_is_passed_over_loudly(run, capsys):
     config, work = run
     newest = work / 'iter_6.pth'
     newest.write_bytes(newest.read_bytes()[:-100])
-    assert newest_intact_checkpoint(work) == (work / 'iter_3.pth', [newest])
+    assert newest_intact_checkpoint(work) == (work / 'iter_4.pth', [newest])
     train(config, work, '--resume')
     assert 'iter_6.pth is BROKEN' in capsys.readouterr().err
     assert is_intact(newest)  # written again
@@ -172,7 +212,7 @@ def test_only_broken_checkpoints_do_not_start_the_run_anew(run, capsys):
     for path in work.glob('*.pth'):
         path.write_bytes(b'')
     message = tool_error(capsys, 'train', config, '--work-dir', work, '--resume')
-    assert 'iter_3.pth' in message and 'iter_6.pth' in message and 'Remove them' in message
+    assert 'iter_4.pth' in message and 'iter_6.pth' in message and 'Remove them' in message
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(run, monkeypatch, capsys):

@@ -653,6 +653,13 @@ def test_tool_overwrites_only_when_told(tmp_path, capsys):
     assert 'PoolFormer' in (tmp_path / 'own.py').read_text()
 
 
+def test_a_config_can_be_replaced_by_its_own_swap(tmp_path):
+    read(MASK_RCNN).dump(tmp_path / 'own.py')
+    run_tool('swap_backbone', tmp_path / 'own.py', '-o', tmp_path / 'own.py', '--overwrite')
+    written = Config.fromfile(tmp_path / 'own.py')
+    assert written.to_dict() == swap_backbone(read(MASK_RCNN)).to_dict()
+
+
 def test_train_with_another_backbone_on_the_fly(coco_root, tmp_path):
     options = train_options(find_config(RETINANET), coco_root)
     run_tool('train', RETINANET, '--swap-backbone', 's12', '--work-dir', tmp_path, *options)

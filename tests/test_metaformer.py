@@ -1,0 +1,334 @@
+"""The MetaFormer family against timm, and its token mixers against plain definitions."""
+
+import re
+
+import pytest
+import timm
+import torch
+from conftest import CONFIGS
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+from torch.nn import functional as F
+
+from mmpoolformer import (
+    METAFORMERS,
+    TOKEN_MIXERS,
+    CheckpointError,
+    MetaFormer,
+    PoolFormer,
+    swap_backbone,
+)
+from mmpoolformer.archs import ABLATIONS, BASELINES
+from mmpoolformer.checkpoints import load_pretrained
+from mmpoolformer.zoo import find_config
+
+IN_TIMM = [name for name in BASELINES if name in timm.list_models()]
+TINY = dict(layers=(1, 1, 1, 1), embed_dims=(32, 32, 64, 64))
+
+
+def randomise(model):
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        noise = torch.randn_like(parameter)
+        parameter.data = 0.05 * noise if parameter.ndim > 1 else 0.5 + 0.1 * noise
+    return model.eval()
+
+
+def without_out_norms(model):
+    """timm has no output norms for dense prediction."""
+    for i in model.out_indices:
+        setattr(model, f'norm{2 * i}', nn.Identity())
+    return model.eval()
+
+
+def assert_same_features(own, reference, size):
+    image = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        features = without_out_norms(own)(image)
+        expected = reference.forward_intermediates(image, intermediates_only=True)
+    for feature, other in zip(features, expected, strict=True):
+        torch.testing.assert_close(feature, other, rtol=1e-5, atol=1e-5 * other.abs().max().item())
+
+
+# Against timm --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('size', [(64, 96), (81, 63)], ids=['even', 'odd'])
+@pytest.mark.parametrize(
+    'name',
+    ['poolformerv2_s12', 'poolformerv2_s24', 'convformer_s18', 'convformer_s36', 'caformer_s18',
+     'caformer_s36'],
+)  # fmt: skip
+def test_features_equal_timms_with_weights_from_a_timm_file(name, size, tmp_path):
+    reference = randomise(timm.create_model(name))
+    torch.save(reference.state_dict(), tmp_path / 'timm.pth')
+    model = MetaFormer(name)
+    report = load_pretrained(model, str(tmp_path / 'timm.pth'))
+    assert report.layout == 'timm' and report.arch == name
+    assert_same_features(model, reference, size)
+
+
+@pytest.mark.parametrize('name', IN_TIMM)
+def test_parameter_count_equals_timms(name):
+    with torch.device('meta'):
+        own, reference = MetaFormer(name), timm.create_model(name)
+    own = sum(p.numel() for key, p in own.named_parameters() if not re.match(r'norm\d', key))
+    assert own == sum(
+        p.numel() for key, p in reference.named_parameters() if not key.startswith('head')
+    )
+
+
+# The official layouts ------------------------------------------------------------------------
+
+
+def official_baseline_key(key):
+    """The name of a tensor in sail-sg/metaformer, from timm's."""
+    for pattern, replacement in (
+        (r'^stem\.conv', 'downsample_layers.0.conv'),
+        (r'^stem\.norm', 'downsample_layers.0.post_norm'),
+        (r'^stages\.(\d)\.downsample\.norm', r'downsample_layers.\1.pre_norm'),
+        (r'^stages\.(\d)\.downsample\.conv', r'downsample_layers.\1.conv'),
+        (r'^stages\.(\d)\.blocks\.', r'stages.\1.'),
+        (r'^head\.fc', 'head'),
+        (r'^head\.norm\.(weight|bias)$', r'norm.\1'),
+    ):
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+@pytest.mark.parametrize('name', ['poolformerv2_s12', 'convformer_s18', 'caformer_s18'])
+def test_official_files_of_the_second_paper_load(name, tmp_path):
+    reference = randomise(timm.create_model(name))
+    weights = {}
+    for key, tensor in reference.state_dict().items():
+        if re.search(r'(fc\d|pwconv\d)\.weight', key) and tensor.ndim == 4:
+            tensor = tensor[:, :, 0, 0]  # linear layers there
+        weights[official_baseline_key(key)] = tensor
+    torch.save(weights, tmp_path / 'official.pth')
+    model = MetaFormer(name)
+    report = load_pretrained(model, str(tmp_path / 'official.pth'))
+    assert report.layout == 'baselines' and report.arch == name
+    assert_same_features(model, reference, (64, 64))
+
+
+@pytest.mark.parametrize(
+    'name, shifted', [('metaformer_pppa_s12', [6]), ('metaformer_ppaa_s12', [4])]
+)
+def test_official_files_of_the_hybrids_load(name, shifted, tmp_path):
+    source = randomise(MetaFormer(name, fork_feat=False))
+    weights = {}
+    for key, tensor in source.state_dict().items():
+        match = re.match(r'network\.(\d+)\.(.*)', key)
+        if match:  # the position embedding is an entry of its own there
+            entry = int(match[1])
+            key = f'network.{entry + sum(entry >= k for k in shifted)}.{match[2]}'
+        key = re.sub(r'^pos_embed(\d)', lambda m: f'network.{m[1]}.pos_embed', key)
+        weights[key] = tensor
+    torch.save(weights, tmp_path / 'official.pth')
+    model = MetaFormer(name, fork_feat=False)
+    load_pretrained(model, str(tmp_path / 'official.pth'))
+    for key, tensor in source.state_dict().items():
+        assert torch.equal(model.state_dict()[key], tensor), key
+
+
+@pytest.mark.parametrize('name', ['metaformer_ppff_s12', 'caformer_s18', 'randformer_s12'])
+def test_own_files_load(name, tmp_path):
+    source = randomise(MetaFormer(name))
+    torch.save(source.state_dict(), tmp_path / 'own.pth')
+    model = MetaFormer(name)
+    load_pretrained(model, str(tmp_path / 'own.pth'))
+    for key, tensor in source.state_dict().items():
+        assert torch.equal(model.state_dict()[key], tensor), key
+
+
+@pytest.mark.parametrize(
+    'file, model', [('caformer_s18', 'convformer_s18'), ('caformer_s18', None)]
+)
+def test_weights_of_another_mixer_are_refused(file, model, tmp_path):
+    torch.save(MetaFormer(file).state_dict(), tmp_path / 'own.pth')
+    arch = dict(layers=(3, 3, 9, 3), embed_dims=(64, 128, 320, 512))
+    model = MetaFormer(model) if model else PoolFormer(arch)
+    with pytest.raises(CheckpointError, match='caformer_s18'):
+        load_pretrained(model, str(tmp_path / 'own.pth'))
+
+
+# Token mixers --------------------------------------------------------------------------------
+
+
+def plain_attention(mixer, x):
+    batch, dim, height, width = x.shape
+    out = torch.zeros_like(x)
+    for b in range(batch):
+        tokens = x[b].reshape(dim, -1).T
+        query, key, value = (tokens @ mixer.qkv.weight.T).split(dim, dim=1)
+        heads = []
+        for h in range(dim // 32):
+            part = slice(32 * h, 32 * h + 32)
+            scores = query[:, part] @ key[:, part].T / 32**0.5
+            heads.append(scores.softmax(dim=1) @ value[:, part])
+        mixed = torch.cat(heads, dim=1) @ mixer.proj.weight.T
+        out[b] = mixed.T.reshape(dim, height, width)
+    return out
+
+
+def plain_spatial_mlp(mixer, x):
+    return (x.flatten(2) @ mixer.fc.weight.T).reshape(x.shape)
+
+
+def plain_random(mixer, x):
+    return torch.einsum('mn,bcn->bcm', mixer.random_matrix, x.flatten(2)).reshape(x.shape)
+
+
+def plain_sep_conv(mixer, x):
+    x = F.conv2d(x, mixer.pwconv1.weight)
+    x = mixer.act1.scale * x.clamp(min=0).square() + mixer.act1.bias
+    x = F.conv2d(x, mixer.dwconv.weight, padding=3, groups=x.shape[1])
+    return F.conv2d(x, mixer.pwconv2.weight)
+
+
+@pytest.mark.parametrize(
+    'name, plain',
+    [
+        ('identity', lambda mixer, x: x),
+        ('attention', plain_attention),
+        ('spatial_mlp', plain_spatial_mlp),
+        ('random', plain_random),
+        ('sep_conv', plain_sep_conv),
+    ],
+)
+def test_token_mixer_computes_its_definition(name, plain):
+    size = dict(size=(5, 7)) if name in ('spatial_mlp', 'random') else {}
+    mixer = randomise(TOKEN_MIXERS.build(dict(type=name, dim=64, **size)))
+    x = torch.randn(2, 64, 5, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(mixer(x), plain(mixer, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('mixer', sorted(set(TOKEN_MIXERS.module_dict)))
+def test_every_mixer_in_the_frame_gives_four_maps_with_gradients(mixer):
+    model = MetaFormer(TINY, token_mixers=mixer, input_size=(64, 96))
+    features = model(torch.randn(2, 3, 64, 96))
+    assert [f.shape[1:] for f in features] == [(32, 16, 24), (32, 8, 12), (64, 4, 6), (64, 2, 3)]
+    sum(f.square().mean() for f in features).backward()
+    learned = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in learned.values())
+    frozen = {key.split('.')[-1] for key, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == ({'random_matrix'} if mixer == 'random' else set())
+
+
+def test_one_mixer_per_stage():
+    mixers = ['identity', 'pooling', 'sep_conv', 'attention']
+    model = MetaFormer(TINY, token_mixers=mixers)
+    kinds = [type(stage[0].token_mixer).__name__ for stage in model.network[::2]]
+    assert kinds == ['Identity', 'Pooling', 'SepConv', 'Attention']
+
+
+@pytest.mark.parametrize('mixer', ['spatial_mlp', 'random'])
+def test_a_mixer_of_one_size_refuses_another_one(mixer):
+    model = MetaFormer(TINY, token_mixers=mixer, input_size=64)
+    with pytest.raises(ValueError, match=r'made for maps of 16×16, not 24×24.*input_size'):
+        model(torch.randn(1, 3, 96, 96))
+
+
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (dict(arch='caformer_s19'), ['caformer_s19', 'caformer_s18']),
+        (dict(token_mixers='pool'), ['pool', 'pooling', 'TOKEN_MIXERS']),
+        (dict(token_mixers=['pooling', 'pooling']), ['token_mixers', '4']),
+        (dict(input_size=8), ['input_size', '32']),
+        (dict(arch='caformer_s18', fork_feat=False), ['fork_feat', '2210.13452']),
+    ],
+)
+def test_bad_arguments(arguments, words):
+    with pytest.raises(ValueError) as error:
+        MetaFormer(**arguments)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_poolformer_is_the_all_pooling_case():
+    pool, meta = PoolFormer('s12'), MetaFormer('poolformer_s12')
+    assert list(pool.state_dict()) == list(meta.state_dict())
+    assert meta.token_mixing == 'fused'
+    with pytest.raises(ValueError, match="type='MetaFormer'"):
+        PoolFormer('caformer_s18')
+
+
+@pytest.mark.parametrize('name', list(ABLATIONS))
+def test_ablations_run_at_their_size_and_hybrids_with_attention_at_any(name):
+    model = MetaFormer(dict(METAFORMERS[name]._asdict(), **TINY)).eval()
+    model(torch.randn(1, 3, 224, 224))
+    if 'f' not in name.split('_')[1]:
+        assert model(torch.randn(1, 3, 100, 64))[3].shape[2:] == (4, 2)
+
+
+@pytest.mark.parametrize('name', ['poolformerv2_s12', 'caformer_s18', 'metaformer_ppaa_s12'])
+def test_deployed_features_are_the_same(name):
+    model = randomise(MetaFormer(dict(METAFORMERS[name]._asdict(), **TINY)))
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(image)
+        model.switch_to_deploy()
+        torch.testing.assert_close(model(image), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_takes_memory_in_proportion_to_the_pixels():
+    """Of four times the pixels, four times the memory; the scores alone would be sixteen."""
+    from torch.profiler import ProfilerActivity, profile
+
+    def kept(side):
+        mixer = TOKEN_MIXERS.build(dict(type='attention', dim=64))
+        x = torch.randn(1, 64, side, side)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            out = mixer(x)
+        del out
+        return sum(event.self_cpu_memory_usage for event in profiler.key_averages())
+
+    assert kept(64) < 4.2 * kept(32)
+
+
+# In configs ----------------------------------------------------------------------------------
+
+SHIFT = """
+import torch
+from torch import nn
+from mmpoolformer import TOKEN_MIXERS
+
+@TOKEN_MIXERS.register_module(name='shift')
+class Shift(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+
+    def forward(self, x):
+        return torch.roll(x, 1, dims=3)
+"""
+
+
+def test_a_mixer_of_ones_own_works_from_a_config(tmp_path, monkeypatch):
+    (tmp_path / 'shift.py').write_text(SHIFT)
+    monkeypatch.syspath_prepend(tmp_path)
+    base = CONFIGS / 'detection' / 'retinanet_poolformer-s12_fpn_1x_coco.py'
+    (tmp_path / 'own.py').write_text(
+        f'_base_ = {str(base)!r}\n'
+        "custom_imports = dict(imports=['mmpoolformer', 'shift'])\n"
+        "model = dict(backbone=dict(type='MetaFormer', arch='poolformer_s12', init_cfg=None,\n"
+        "    token_mixers=['shift', 'pooling', 'pooling', 'shift']))\n"
+    )
+    cfg = Config.fromfile(tmp_path / 'own.py')
+    init_default_scope('mmdet')
+    with torch.device('meta'):
+        backbone = MODELS.build(cfg.model).backbone
+    assert type(backbone.blocks[0].token_mixer).__name__ == 'Shift'
+    TOKEN_MIXERS._module_dict.pop('shift')
+
+
+@pytest.mark.parametrize('name', ['caformer_s18', 'metaformer_ppaa_s12'])
+def test_swap_takes_every_architecture(name):
+    config = find_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    cfg = swap_backbone(Config.fromfile(config), name)
+    assert (cfg.model.backbone.type, cfg.model.backbone.arch) == ('MetaFormer', name)
+    assert name in cfg.model.backbone.init_cfg.checkpoint
+    init_default_scope('mmdet')
+    with torch.device('meta'):
+        assert isinstance(MODELS.build(cfg.model).backbone, MetaFormer)
