@@ -18,7 +18,8 @@ from mmpoolformer.archs import ARCHS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
-PUBLISHED = sorted(p for p in CONFIGS.glob('*/*.py') if 'digits' not in p.name)
+FAMILY = sorted(p for p in CONFIGS.glob('*/*.py') if 'poolformer' not in p.name)
+PUBLISHED = sorted(p for p in CONFIGS.glob('*/*.py') if 'digits' not in p.name and p not in FAMILY)
 DIGITS = sorted(CONFIGS.glob('*/*digits.py'))
 
 torch.set_num_threads(1)

@@ -5,7 +5,7 @@ import re
 import pytest
 import timm
 import torch
-from conftest import CONFIGS
+from conftest import CONFIGS, FAMILY, ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
@@ -19,7 +19,7 @@ from mmpoolformer import (
     PoolFormer,
     swap_backbone,
 )
-from mmpoolformer.archs import ABLATIONS, BASELINES
+from mmpoolformer.archs import ABLATIONS, BASELINES, official_weights
 from mmpoolformer.checkpoints import load_pretrained
 from mmpoolformer.zoo import find_config
 
@@ -290,37 +290,36 @@ def test_attention_takes_memory_in_proportion_to_the_pixels():
 
 # In configs ----------------------------------------------------------------------------------
 
-SHIFT = """
-import torch
-from torch import nn
-from mmpoolformer import TOKEN_MIXERS
 
-@TOKEN_MIXERS.register_module(name='shift')
-class Shift(nn.Module):
-    def __init__(self, dim):
-        super().__init__()
-
-    def forward(self, x):
-        return torch.roll(x, 1, dims=3)
-"""
-
-
-def test_a_mixer_of_ones_own_works_from_a_config(tmp_path, monkeypatch):
-    (tmp_path / 'shift.py').write_text(SHIFT)
+def test_a_mixer_of_ones_own_works_as_documented(tmp_path, monkeypatch):
+    page = (ROOT / 'docs' / 'token-mixers.md').read_text().split('## One of your own')[1]
+    module, config = re.findall(r'```python\n(.*?)```', page, flags=re.S)
+    (tmp_path / 'shift.py').write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
     base = CONFIGS / 'detection' / 'retinanet_poolformer-s12_fpn_1x_coco.py'
-    (tmp_path / 'own.py').write_text(
-        f'_base_ = {str(base)!r}\n'
-        "custom_imports = dict(imports=['mmpoolformer', 'shift'])\n"
-        "model = dict(backbone=dict(type='MetaFormer', arch='poolformer_s12', init_cfg=None,\n"
-        "    token_mixers=['shift', 'pooling', 'pooling', 'shift']))\n"
-    )
+    (tmp_path / 'own.py').write_text(f'_base_ = {str(base)!r}\n{config}')
     cfg = Config.fromfile(tmp_path / 'own.py')
     init_default_scope('mmdet')
+    try:
+        with torch.device('meta'):
+            backbone = MODELS.build(cfg.model).backbone
+    finally:
+        TOKEN_MIXERS._module_dict.pop('shift')
+    kinds = [type(stage[0].token_mixer).__name__ for stage in backbone.network[::2]]
+    assert kinds == ['Shift', 'Pooling', 'Pooling', 'Shift']
+
+
+@pytest.mark.parametrize('config', FAMILY, ids=lambda path: path.stem)
+def test_config_builds_with_its_arch_and_weights(config):
+    cfg = Config.fromfile(config)
+    name = config.stem.split('_')[1].replace('-', '_')
+    assert cfg.model.backbone.init_cfg.checkpoint == official_weights(name)
+    init_default_scope(cfg.default_scope)
     with torch.device('meta'):
-        backbone = MODELS.build(cfg.model).backbone
-    assert type(backbone.blocks[0].token_mixer).__name__ == 'Shift'
-    TOKEN_MIXERS._module_dict.pop('shift')
+        model = MODELS.build(cfg.model)
+    assert model.backbone.arch == METAFORMERS[name]
+    channels = [conv.conv.in_channels for conv in model.neck.lateral_convs]
+    assert channels == list(METAFORMERS[name].embed_dims)
 
 
 @pytest.mark.parametrize('name', ['caformer_s18', 'metaformer_ppaa_s12'])
