@@ -115,6 +115,7 @@ def official_weights(name: str) -> str:
 
 
 def known_names() -> list[str]:
+    """Every name that an ``arch`` argument takes."""
     return [*ARCHS, *METAFORMERS]
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from mmpoolformer import ARCHS, swap_backbone, swap_changes
+from mmpoolformer.archs import known_names
 from mmpoolformer.config_tree import walk
 from mmpoolformer.launch import CONFIG_HELP, LaunchError, find_config_file, read_config, run
 from mmpoolformer.zoo import SEPARATOR
@@ -20,7 +21,13 @@ from mmpoolformer.zoo import SEPARATOR
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help=CONFIG_HELP)
-    parser.add_argument('--arch', choices=list(ARCHS), default='s12', help='default: s12')
+    parser.add_argument(
+        '--arch',
+        choices=known_names(),
+        default='s12',
+        metavar='ARCH',
+        help=f'{", ".join(ARCHS)}, or another MetaFormer such as caformer_s18; default: s12',
+    )
     parser.add_argument(
         '--checkpoint',
         default='official',
@@ -64,7 +71,7 @@ def print_diff(cfg, swapped, args):
         cfg.pretty_text.splitlines(),
         swapped.pretty_text.splitlines(),
         args.config,
-        str(args.out or f'with PoolFormer-{args.arch.upper()}'),
+        str(args.out or f'with {args.arch}'),
         lineterm='',
     )
     diff = '\n'.join(lines)

@@ -5,6 +5,7 @@ import argparse
 import torch
 
 from mmpoolformer import ARCHS
+from mmpoolformer.archs import known_names
 from mmpoolformer.config_tree import type_of
 from mmpoolformer.launch import (
     LaunchError,
@@ -48,9 +49,10 @@ def parse_args():
     )
     parser.add_argument(
         '--swap-backbone',
-        choices=list(ARCHS),
+        choices=known_names(),
         metavar='ARCH',
-        help=f"train the config with a PoolFormer ({', '.join(ARCHS)}) in its backbone's place, "
+        help=f'train the config with a PoolFormer ({", ".join(ARCHS)}) or another MetaFormer '
+        "(caformer_s18, …) in its backbone's place, "
         'as tools/swap_backbone.py does',
     )
     return parser.parse_args()

@@ -239,8 +239,9 @@ def _check_family(weights: Weights, expected: dict, model: nn.Module) -> None:
         and part.key('official') not in expected
     ]
     if foreign:
+        own = 'a PoolFormer' if type(model).__name__ == 'PoolFormer' else 'this backbone'
         raise CheckpointError(
-            f'it has {len(foreign)} tensors that this backbone does not have '
+            f'it has {len(foreign)} tensors that {own} does not have '
             f'({", ".join(foreign[:5])}): it is another MetaFormer, {weights.arch_name}: '
             "take type='MetaFormer' with its arch"
         )
