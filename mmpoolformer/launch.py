@@ -68,6 +68,7 @@ def run(main: Callable[[], None]) -> None:
         main()
     except Terminated as stop:
         print(stop, file=sys.stderr)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would report the workers that end
         sys.exit(128 + signal.SIGTERM)
     except (LaunchError, CheckpointError, CheckpointWriteError, SwapError) as error:
         sys.exit(f'error: {error}')
