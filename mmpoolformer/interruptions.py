@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 import random
 import re
@@ -173,13 +175,16 @@ class WorkerSignals:
     """Initialise a data-loading worker so that the first SIGTERM does not end it.
 
     Whoever ends a job signals its whole process group, and training needs its workers until
-    it has saved. The second signal ends a worker, as does a while without one.
+    it has saved. The second signal ends a worker, as does a while without one, and so does the
+    first when the run is over: then it is ``multiprocessing`` that ends what is left at exit.
     """
 
     GRACE = 120  # seconds
 
     def __init__(self, worker_init_fn: Callable[[int], None] | None):
         self.worker_init_fn = worker_init_fn
+        self.run_is_over = multiprocessing.Event()
+        atexit.register(self.run_is_over.set)  # before multiprocessing's own, as registered later
 
     def __call__(self, worker_id: int) -> None:
         signal.signal(signal.SIGTERM, self._outlive)
@@ -188,6 +193,8 @@ class WorkerSignals:
 
     def _outlive(self, signum: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self.run_is_over.is_set():
+            signal.raise_signal(signal.SIGTERM)
         signal.alarm(self.GRACE)
 
 

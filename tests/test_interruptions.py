@@ -16,6 +16,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from mmpoolformer.interruptions import (
+    WorkerSignals,
     find_checkpoints,
     is_intact,
     newest_intact_checkpoint,
@@ -139,25 +140,42 @@ def test_sigterm_waits_for_the_gradients_that_are_being_accumulated(digits_root,
     assert (tmp_path / 'w' / 'last_checkpoint').read_text().endswith('iter_6.pth')
 
 
-def test_sigterm_to_the_whole_job_leaves_the_workers_time_to_save(digits_root, tmp_path):
+@pytest.fixture
+def job_with_workers(digits_root, tmp_path):
+    """Start a run of many or few iterations with workers that stay, in a session of its own."""
     config = write_tiny_config(tmp_path, 'by_iteration', digits_root, iters=2000)
-    options = ['train_dataloader.num_workers=2', 'train_dataloader.persistent_workers=True']
-    options += ['train_cfg.val_interval=2000', 'default_hooks.checkpoint.interval=2000']
-    command = [sys.executable, ROOT / 'tools' / 'train.py', config, '--work-dir', tmp_path / 'work']
-    process = subprocess.Popen(
-        [*map(str, command), '--cfg-options', *options],
-        env=dict(os.environ, OMP_NUM_THREADS='1'),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+
+    def start(iters):
+        options = ['train_dataloader.num_workers=2', 'train_dataloader.persistent_workers=True']
+        options += [f'train_cfg.max_iters={iters}', 'train_cfg.val_interval=2000']
+        options += ['default_hooks.checkpoint.interval=2000']
+        command = [sys.executable, ROOT / 'tools' / 'train.py', config]
+        return subprocess.Popen(
+            [*map(str, command), '--work-dir', tmp_path / 'work', '--cfg-options', *options],
+            env=dict(os.environ, OMP_NUM_THREADS='1'),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start
+
+
+def test_sigterm_to_the_whole_job_leaves_the_workers_time_to_save(job_with_workers, tmp_path):
+    process = job_with_workers(2000)
     while process.poll() is None and count_lines(tmp_path / 'work') < 5:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM and 'Traceback' not in errors, errors
     assert is_intact(Path((tmp_path / 'work' / 'last_checkpoint').read_text()))
+
+
+def test_workers_end_with_the_run(job_with_workers):
+    process = job_with_workers(3)
+    _, errors = process.communicate(timeout=WorkerSignals.GRACE - 20)
+    assert process.returncode == 0, errors
 
 
 def test_without_a_seed_a_resumed_run_keeps_the_order_of_the_data(run, tmp_path):
