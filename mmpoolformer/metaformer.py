@@ -390,7 +390,7 @@ class MetaFormer(BaseModule):
             blocks = [
                 MetaFormerBlock(
                     dim=embed_dims[i],
-                    token_mixer=TOKEN_MIXERS.build(dict(mixers[i], dim=embed_dims[i])),
+                    token_mixer=_build_mixer(mixers[i], embed_dims[i]),
                     mlp_ratio=mlp_ratios[i],
                     norm_cfg=norm_cfg,
                     act_cfg=act_cfg,
@@ -641,6 +641,12 @@ def _mixer_cfgs(mixers, pool_size: int, input_size) -> list[dict]:
             cfg.setdefault('size', tuple(_map_side(side, stage) for side in sides))
         cfgs.append(cfg)
     return cfgs
+
+
+def _build_mixer(cfg: dict, dim: int) -> nn.Module:
+    """Not by ``TOKEN_MIXERS.build``, which warns of every toolbox that has no such registry."""
+    options = dict(cfg)
+    return TOKEN_MIXERS.get(options.pop('type'))(dim=dim, **options)
 
 
 def _map_side(side: int, stage: int) -> int:

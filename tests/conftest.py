@@ -18,9 +18,10 @@ from mmpoolformer.archs import ARCHS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
-FAMILY = sorted(p for p in CONFIGS.glob('*/*.py') if 'poolformer' not in p.name)
-PUBLISHED = sorted(p for p in CONFIGS.glob('*/*.py') if 'digits' not in p.name and p not in FAMILY)
-DIGITS = sorted(CONFIGS.glob('*/*digits.py'))
+ALL_CONFIGS = sorted(CONFIGS.glob('*/*.py'))
+FAMILY = [path for path in ALL_CONFIGS if 'poolformer' not in path.name]
+DIGITS = [path for path in ALL_CONFIGS if 'digits' in path.name]
+PUBLISHED = [path for path in ALL_CONFIGS if path not in FAMILY + DIGITS]
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
@@ -163,6 +164,15 @@ def digits_root(tmp_path_factory):
 
 def save_noise(path, width, height, rng):
     Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+
+
+def load_tool(name):
+    """The names that a script of ``tools/`` defines, imported with its neighbours in reach."""
+    sys.path.insert(0, str(ROOT / 'tools'))
+    try:
+        return runpy.run_path(str(ROOT / 'tools' / f'{name}.py'))
+    finally:
+        sys.path.pop(0)
 
 
 def run_tool(name, *args):

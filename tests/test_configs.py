@@ -6,15 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, PUBLISHED
+from conftest import ALL_CONFIGS, DIGITS, FAMILY, PUBLISHED
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from PIL import Image
 
-from mmpoolformer import ARCHS
+from mmpoolformer import ARCHS, METAFORMERS
 
-ALL = PUBLISHED + DIGITS
-OFFICIAL = 'https://github.com/sail-sg/poolformer/releases/download/v1.0/poolformer_{}.pth.tar'
+OFFICIAL = 'https://github.com/sail-sg/poolformer/releases/download/v1.0/{}.pth.tar'
 
 
 def by_name(configs):
@@ -22,7 +21,7 @@ def by_name(configs):
 
 
 def config_arch(config):
-    return config.stem.split('poolformer-')[1].split('_')[0]
+    return config.stem.split('_')[1].replace('-', '_')
 
 
 def build(cfg):
@@ -41,12 +40,14 @@ def test_the_eleven_published_configs_exist():
     assert {path.stem for path in PUBLISHED} == detection | segmentation
 
 
-@by_name(ALL)
+@by_name(ALL_CONFIGS)
 def test_model_builds_with_its_arch_and_without_idle_parts(config):
     model = build(Config.fromfile(config))
-    assert model.backbone.arch == ARCHS[config_arch(config)]
+    arch = METAFORMERS[config_arch(config)]
+    assert model.backbone.arch == arch
     # Every stage that is returned has its own lateral convolution, and none is left over.
-    assert len(model.neck.lateral_convs) == len(model.backbone.out_indices)
+    channels = [conv.conv.in_channels for conv in model.neck.lateral_convs]
+    assert channels == [arch.embed_dims[i] for i in model.backbone.out_indices]
 
 
 @by_name(PUBLISHED)
@@ -55,7 +56,7 @@ def test_backbone_starts_from_the_official_weights(config):
     assert init_cfg == dict(type='Pretrained', checkpoint=OFFICIAL.format(config_arch(config)))
 
 
-@by_name(ALL)
+@by_name(ALL_CONFIGS)
 def test_config_needs_no_other_package_and_imports_mmpoolformer(config):
     cfg = Config.fromfile(config)
     assert cfg.custom_imports.imports == ['mmpoolformer']
@@ -119,7 +120,7 @@ def leaves(node, path=()):
     return {path: node}
 
 
-@by_name([path for path in PUBLISHED if config_arch(path) != 's12'])
+@by_name([path for path in PUBLISHED if 's12' not in path.name] + FAMILY)
 def test_a_variant_holds_only_what_differs(config):
     own = {k: v for k, v in runpy.run_path(str(config)).items() if not k.startswith('__')}
     base = config.parent / own.pop('_base_')
@@ -127,7 +128,7 @@ def test_a_variant_holds_only_what_differs(config):
     assert own and all(value != inherited[path] for path, value in leaves(own).items())
 
 
-@by_name([path for path in (PUBLISHED + DIGITS) if path.parent.name == 'segmentation'])
+@by_name([path for path in ALL_CONFIGS if path.parent.name == 'segmentation'])
 def test_label_0_is_ignored_and_label_1_is_the_first_class(config, ade_root, digits_root):
     cfg = Config.fromfile(config)
     init_default_scope('mmseg')

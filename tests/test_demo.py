@@ -1,12 +1,12 @@
 """The demo's own parts: pictures, the table, and not doing twice what is done."""
 
 import json
-import runpy
 
 import pytest
-from conftest import CONFIGS, ROOT, run_tool, train_options
+from conftest import CONFIGS, ROOT, load_tool, run_tool, train_options
 from mmengine.config import Config
 from PIL import Image
+from rich.progress import Progress
 
 RETINANET = CONFIGS / 'detection' / 'retinanet_poolformer-s12_fpn_digits.py'
 SEM_FPN = CONFIGS / 'segmentation' / 'sem-fpn_poolformer-s12_digits.py'
@@ -15,7 +15,7 @@ SEM_FPN = CONFIGS / 'segmentation' / 'sem-fpn_poolformer-s12_digits.py'
 @pytest.fixture
 def demo(tmp_path, digits_root, monkeypatch):
     """The demo's functions, on the small data set and below a temporary folder."""
-    functions = runpy.run_path(str(ROOT / 'tools' / 'demo.py'))
+    functions = load_tool('demo')
     scope = functions['train_once'].__globals__
     for name, value in dict(ROOT=tmp_path, OUT=tmp_path, DATA=digits_root, COLUMNS=2).items():
         monkeypatch.setitem(scope, name, value)
@@ -38,24 +38,29 @@ def test_pictures(config, draw, demo, digits_root, tmp_path):
 def test_what_is_done_is_not_done_again(demo, tmp_path, monkeypatch):
     calls = []
 
-    def train(config, work_dir):
+    def train(config, work_dir, *_):
         calls.append(config)
         (work_dir / 'val_metrics.json').write_text('{"mIoU": 50.0}')
 
-    def draw(config, work_dir):
-        (work_dir / 'predictions.png').touch()
-        return 7
+    def train_once():
+        return demo['train_once'](SEM_FPN, tmp_path / 'work', Progress())
 
     monkeypatch.setitem(demo, 'train', train)
-    monkeypatch.setitem(demo, 'draw', draw)
-    first, again = demo['train_once'](SEM_FPN), demo['train_once'](SEM_FPN)
-    assert first == again and len(calls) == 1
-    (tmp_path / SEM_FPN.stem / 'predictions.png').unlink()
-    demo['train_once'](SEM_FPN)
-    result = tmp_path / SEM_FPN.stem / 'demo.json'
+    first, again = train_once(), train_once()
+    assert first == again and first['metrics'] == {'mIoU': 50.0} and len(calls) == 1
+    result = tmp_path / 'work' / 'result.json'
     result.write_text(json.dumps(dict(json.loads(result.read_text()), key='older config')))
-    demo['train_once'](SEM_FPN)
-    assert len(calls) == 3
+    train_once()
+    assert len(calls) == 2
+
+
+def test_a_failed_training_says_why(demo, tmp_path, monkeypatch):
+    monkeypatch.setitem(demo, 'ROOT', ROOT)
+    config = tmp_path / 'broken.py'
+    config.write_text(f"_base_ = {str(SEM_FPN)!r}\nmodel = dict(backbone=dict(arch='s13'))\n")
+    with Progress() as progress, pytest.raises(demo['TrainingError'], match=r"(?s)broken.*'s13'"):
+        demo['train_once'](config, tmp_path / 'work', progress)
+    assert not (tmp_path / 'work' / 'result.json').exists()
 
 
 def test_table(demo, capsys):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_tool, tool_error
+from conftest import load_tool, run_tool, tool_error
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -53,9 +53,8 @@ def test_same_seed_same_bytes(digits_root, tmp_path):
 
 
 def test_splits_share_neither_digits_nor_texture_areas():
-    import runpy
 
-    tool = runpy.run_path(str(ROOT / 'tools' / 'make_digits_dataset.py'))
+    tool = load_tool('make_digits_dataset')
     samples = {s: {i.tobytes() for _, i in tool['digit_samples'](s)} for s in SPLITS}
     assert not samples['training'] & samples['validation']
     for load in tool['TEXTURES'].values():

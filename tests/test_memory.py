@@ -1,11 +1,9 @@
 """The formula for the memory of training."""
 
-import runpy
-
 import pytest
-from conftest import ROOT
+from conftest import load_tool
 
-REPORT = runpy.run_path(str(ROOT / 'tools' / 'memory_report.py'))
+REPORT = load_tool('memory_report')
 
 
 @pytest.mark.parametrize('mode', REPORT['MODES'])

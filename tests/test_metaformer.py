@@ -5,7 +5,7 @@ import re
 import pytest
 import timm
 import torch
-from conftest import CONFIGS, FAMILY, ROOT
+from conftest import CONFIGS, DIGITS, FAMILY, ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
@@ -292,7 +292,7 @@ def test_attention_takes_memory_in_proportion_to_the_pixels():
 
 
 def test_a_mixer_of_ones_own_works_as_documented(tmp_path, monkeypatch):
-    page = (ROOT / 'docs' / 'token-mixers.md').read_text().split('## One of your own')[1]
+    page = (ROOT / 'docs' / 'metaformer.md').read_text().split('## One of your own')[1]
     module, config = re.findall(r'```python\n(.*?)```', page, flags=re.S)
     (tmp_path / 'shift.py').write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
@@ -309,17 +309,12 @@ def test_a_mixer_of_ones_own_works_as_documented(tmp_path, monkeypatch):
     assert kinds == ['Shift', 'Pooling', 'Pooling', 'Shift']
 
 
-@pytest.mark.parametrize('config', FAMILY, ids=lambda path: path.stem)
-def test_config_builds_with_its_arch_and_weights(config):
-    cfg = Config.fromfile(config)
-    name = config.stem.split('_')[1].replace('-', '_')
-    assert cfg.model.backbone.init_cfg.checkpoint == official_weights(name)
-    init_default_scope(cfg.default_scope)
-    with torch.device('meta'):
-        model = MODELS.build(cfg.model)
-    assert model.backbone.arch == METAFORMERS[name]
-    channels = [conv.conv.in_channels for conv in model.neck.lateral_convs]
-    assert channels == list(METAFORMERS[name].embed_dims)
+@pytest.mark.parametrize(
+    'config', [path for path in FAMILY if path not in DIGITS], ids=lambda path: path.stem
+)
+def test_config_starts_from_the_official_weights(config):
+    backbone = Config.fromfile(config).model.backbone
+    assert backbone.init_cfg == dict(type='Pretrained', checkpoint=official_weights(backbone.arch))
 
 
 @pytest.mark.parametrize('name', ['caformer_s18', 'metaformer_ppaa_s12'])

@@ -1,14 +1,13 @@
 """The set-up script: what it demands, and what it tells where that is missing."""
 
 import re
-import runpy
 import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_tool
 
 PYTHON = sys.executable
 
@@ -16,7 +15,7 @@ PYTHON = sys.executable
 @pytest.fixture
 def setup_env():
     """The functions of the script, and the dictionary of globals they share."""
-    return runpy.run_path(str(ROOT / 'tools' / 'setup_env.py'))
+    return load_tool('setup_env')
 
 
 def function(setup_env, name):

@@ -1,13 +1,12 @@
 """PoolFormer in the place of other backbones: single rules, and the zoo of both toolboxes."""
 
 import copy
-import runpy
 from functools import lru_cache
 from importlib import import_module
 
 import pytest
 import torch
-from conftest import ROOT, run_tool, tool_error, train_options
+from conftest import ROOT, load_tool, run_tool, tool_error, train_options
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
@@ -468,7 +467,7 @@ def test_the_nearest_config_works(name):
 @pytest.fixture(scope='module')
 def zoo_report():
     """The functions of the report on the zoo."""
-    return runpy.run_path(str(ROOT / 'tools' / 'zoo_report.py'))
+    return load_tool('zoo_report')
 
 
 # The first config of each of these folders is refused for this part of it.

@@ -44,16 +44,38 @@ def main():
     os.chdir(ROOT)  # the configs name data/digits
     if not DATA.exists():
         subprocess.run([sys.executable, 'tools/make_digits_dataset.py', DATA], check=True)
-    results = [train_once(config) for config in CONFIGS]
+    try:
+        with Progress() as progress:
+            results = [train_once(config, OUT / config.stem, progress) for config in CONFIGS]
+    except TrainingError as error:
+        sys.exit(f'error: {error}')
+    for result in results:
+        result['parameters'] = draw(result['config'], OUT / result['model'])
     show_table(results)
 
 
-def train_once(config: Path) -> dict:
-    """Train, evaluate and draw, unless that was done with this very config."""
-    work_dir = OUT / config.stem
-    result_file = work_dir / 'demo.json'
+class TrainingError(RuntimeError):
+    """A training that failed, with the end of its log."""
+
+
+def train_once(config: Path, work_dir: Path, progress: Progress, threads: int = 0) -> dict:
+    """Train and evaluate, unless that was done with this very config.
+
+    Args:
+        config: Path of the config.
+        work_dir: Is emptied first, and gets ``result.json`` when all is done.
+        progress: Gets a bar for the run.
+        threads: Threads of the run; 0 leaves it to PyTorch.
+
+    Returns:
+        ``config``, ``model``, ``seconds`` and ``metrics``.
+
+    Raises:
+        TrainingError: The run failed.
+    """
+    result_file = work_dir / 'result.json'
     key = hashlib.sha256(Config.fromfile(config).pretty_text.encode()).hexdigest()
-    if result_file.is_file() and (work_dir / PICTURE).is_file():
+    if result_file.is_file():
         result = json.loads(result_file.read_text())
         if result['key'] == key:
             return result
@@ -61,12 +83,13 @@ def train_once(config: Path) -> dict:
     work_dir.mkdir(parents=True)
 
     started = time.time()
-    train(config, work_dir)
-    seconds = time.time() - started
-    metrics = json.loads((work_dir / 'val_metrics.json').read_text())
-    parameters = draw(config, work_dir)
+    train(config, work_dir, progress, threads)
     result = dict(
-        key=key, model=config.stem, seconds=seconds, parameters=parameters, metrics=metrics
+        key=key,
+        config=str(config),
+        model=config.stem,
+        seconds=time.time() - started,
+        metrics=json.loads((work_dir / 'val_metrics.json').read_text()),
     )
     partial = result_file.with_suffix('.partial')
     partial.write_text(json.dumps(result, indent=2))
@@ -74,18 +97,22 @@ def train_once(config: Path) -> dict:
     return result
 
 
-def train(config: Path, work_dir: Path):
+def train(config: Path, work_dir: Path, progress: Progress, threads: int):
     """Run ``tools/train.py``, with its log in a file and its progress as a bar."""
-    command = [sys.executable, 'tools/train.py', config, '--work-dir', work_dir]
+    command = [sys.executable, ROOT / 'tools' / 'train.py', config, '--work-dir', work_dir]
+    environment = dict(os.environ, OMP_NUM_THREADS=str(threads)) if threads else None
     log = work_dir / 'train.log'
+    task = progress.add_task(config.stem, total=None)
     with (
-        log.open('w') as log_file,
-        Progress() as progress,
+        log.open('w', buffering=1) as log_file,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
         ) as process,
     ):
-        task = progress.add_task(config.stem, total=None)
         for line in process.stdout:
             log_file.write(line)
             found = re.search(r'Iter\(train\) +\[ *(\d+)/(\d+)\].* loss: ([\d.]+)', line)
@@ -95,14 +122,13 @@ def train(config: Path, work_dir: Path):
                 progress.update(
                     task, completed=int(done), total=int(total), description=description
                 )
-        if process.wait() == 0:
-            progress.update(task, completed=progress.tasks[0].total)
     if process.returncode:
         lines = log.read_text().splitlines()[-20:]
-        sys.exit('\n'.join([*lines, f'error: training {config.stem} failed; all of it: {log}']))
+        raise TrainingError('\n'.join([f'training {config.stem} failed; all of it: {log}', *lines]))
+    progress.update(task, completed=1, total=1)
 
 
-def draw(config: Path, work_dir: Path) -> int:
+def draw(config: str, work_dir: Path) -> int:
     """Draw predictions beside the ground truth; return the model's number of parameters."""
     cfg = Config.fromfile(config)
     checkpoint = (work_dir / 'last_checkpoint').read_text()

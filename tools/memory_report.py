@@ -1,16 +1,23 @@
 """Measure the memory that training keeps for the backward pass; write docs/memory.md.
 
 What the backbone keeps grows with the number of pixels: a formula with the elements kept per
-block, checked here against what PyTorch's allocator counted on the CPU.
+block, checked here against what PyTorch's allocator counted on the CPU; and Mask R-CNN as a whole,
+with pooling and with attention.
 """
 
 import argparse
+import gc
 import os
 from pathlib import Path
 
 os.environ.setdefault('KINETO_LOG_LEVEL', '6')  # its notes on every profile
 
 import torch
+from benchmark import peak_memory
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import init_default_scope
 from rich.progress import track
 from torch.profiler import ProfilerActivity, profile
 
@@ -33,6 +40,8 @@ SIZES = [(224, 224), (512, 512), (800, 1333)]
 MEASURED = [('s12', SIZES[0]), ('s12', SIZES[1]), ('s12', SIZES[2]), ('s24', SIZES[1])]
 MEASURED += [('s36', SIZES[1]), ('m36', SIZES[1]), ('m48', SIZES[0])]
 CARDS_GB = (12, 24, 80)
+DETECTORS = ('poolformer-s12', 'caformer-s18')
+DETECTOR_SIZES = [(200, 333), (400, 667), (800, 1333)]
 
 
 def positions(arch, height, width):
@@ -67,11 +76,42 @@ def measured(mode, arch, height, width):
     options = {key: MODES[mode][key] for key in ('token_mixing', 'with_cp') if key in MODES[mode]}
     model = PoolFormer(arch, **options).train()
     image = torch.randn(1, 3, height, width)
-    autocast = torch.autocast('cpu', torch.bfloat16, enabled=MODES[mode].get('amp', False))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, autocast:
-        features = model(image)
-    del features
+
+    def forward():
+        with torch.autocast('cpu', torch.bfloat16, enabled=MODES[mode].get('amp', False)):
+            return model(image)
+
+    return kept(forward)
+
+
+def kept(forward):
+    """Bytes that a call allocates and does not free while its result is held."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = forward()
+    del result
     return sum(event.self_cpu_memory_usage for event in profiler.key_averages())
+
+
+def detector_row(name, height, width):
+    """Mask R-CNN in training: what it keeps for the backward pass, and the peak of a step."""
+    init_default_scope('mmdet')
+    cfg = Config.fromfile(ROOT / 'configs' / 'detection' / f'mask-rcnn_{name}_fpn_1x_coco.py')
+    cfg.model.backbone.init_cfg = None
+    torch.manual_seed(0)
+    model = MMENGINE_MODELS.build(cfg.model).train()
+    images = demo_mm_inputs(1, image_shapes=[(3, height, width)], num_classes=80, with_mask=True)
+    batch = model.data_preprocessor(images, training=True)
+
+    def loss():
+        return model.parse_losses(model.loss(batch['inputs'], batch['data_samples']))[0]
+
+    bytes_kept = kept(loss)
+    peak = peak_memory(lambda: loss().backward(), 'cpu')
+    pixels = batch['inputs'].shape[2] * batch['inputs'].shape[3]
+    peak = '–' if peak is None else f'{peak * 2**20 / 1e6:.0f}'
+    per_pixel = f'{bytes_kept / pixels:.0f}'
+    return f'| {name} | {height}×{width} | {bytes_kept / 1e6:.0f} | {per_pixel} | {peak} |'
 
 
 def fitting(mode, arch, size, card_gb):
@@ -138,6 +178,21 @@ def main():
                 lines.append(
                     f'| {arch} | {size[0]}×{size[1]} | {mode} | ' + ' | '.join(cells) + ' |'
                 )
+    detectors = [(name, *size) for name in DETECTORS for size in DETECTOR_SIZES]
+    lines += [
+        '',
+        '## Mask R-CNN as a whole',
+        '',
+        'One image and its loss, float32, on the CPU: bytes kept for the backward pass, per pixel '
+        'of the padded image, and the growth of the process in a whole step. CAFormer has '
+        'attention in its last two stages. Heads and sampled boxes are a part that does not grow '
+        'with the image; the rest grows with the pixels, where scores of attention would grow '
+        'with their square.',
+        '',
+        '| backbone | image | kept, MB | bytes per pixel | peak, MB |',
+        '|---|---|---|---|---|',
+        *(detector_row(*point) for point in track(detectors, description='Mask R-CNN')),
+    ]
     args.out.write_text('\n'.join(lines) + '\n')
     print(f'wrote {args.out}')
 

@@ -1,0 +1,3 @@
+_base_ = './sem-fpn_poolformer-s12_digits.py'
+
+model = dict(backbone=dict(type='MetaFormer', arch='metaformer_ppaa_s12'))
