@@ -69,6 +69,36 @@ def test_features_equal_timms_with_weights_from_a_timm_file(name, size, tmp_path
     assert_same_features(model, reference, size)
 
 
+class PlainRandomMixing(nn.Module):
+    """The mixer of RandFormer in timm's frame, which has no RandFormer itself."""
+
+    def __init__(self, positions):
+        super().__init__()
+        self.random_matrix = nn.Parameter(torch.zeros(positions, positions))
+
+    def forward(self, x):
+        return torch.einsum('mn,bcn->bcm', self.random_matrix, x.flatten(2)).reshape(x.shape)
+
+
+@pytest.mark.parametrize(
+    'name, mixers',
+    [
+        ('identityformer_s12', [nn.Identity] * 4),
+        ('randformer_s12', [nn.Identity, nn.Identity, lambda: PlainRandomMixing(14 * 14),
+                            lambda: PlainRandomMixing(7 * 7)]),
+    ],
+)  # fmt: skip
+def test_features_equal_those_of_timms_frame_with_the_plain_mixer(name, mixers, tmp_path):
+    reference = timm.create_model('poolformerv2_s12')
+    for stage, mixer in zip(reference.stages, mixers, strict=True):
+        for block in stage.blocks:
+            block.token_mixer = mixer()
+    torch.save(randomise(reference).state_dict(), tmp_path / 'timm.pth')
+    model = MetaFormer(name)
+    load_pretrained(model, str(tmp_path / 'timm.pth'))
+    assert_same_features(model, reference, (224, 224))
+
+
 @pytest.mark.parametrize('name', IN_TIMM)
 def test_parameter_count_equals_timms(name):
     with torch.device('meta'):
@@ -127,9 +157,59 @@ def test_official_files_of_the_hybrids_load(name, shifted, tmp_path):
         weights[key] = tensor
     torch.save(weights, tmp_path / 'official.pth')
     model = MetaFormer(name, fork_feat=False)
-    load_pretrained(model, str(tmp_path / 'official.pth'))
+    report = load_pretrained(model, str(tmp_path / 'official.pth'))
+    assert (report.layout, report.arch) == ('official', name)
     for key, tensor in source.state_dict().items():
         assert torch.equal(model.state_dict()[key], tensor), key
+
+
+def plain_ablation(model, x):
+    """Logits of an architecture of the first paper, as it writes them, from the weights alone."""
+    weights = model.state_dict()
+    arch = model.arch
+
+    def norm(x, key):
+        affine = weights[f'{key}.weight'][:, None, None], weights[f'{key}.bias'][:, None, None]
+        axes = (1, 2, 3) if arch.norm == 'group' else 1
+        variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+        return (x - mean) / (variance + 1e-5).sqrt() * affine[0] + affine[1]
+
+    def conv(x, key, stride, padding):
+        return F.conv2d(x, weights[f'{key}.weight'], weights[f'{key}.bias'], stride, padding)
+
+    x = conv(x, 'patch_embed.proj', 4, 2)
+    for i, stage in enumerate(model.network[::2]):
+        if i > 0:
+            x = conv(x, f'network.{2 * i - 1}.proj', 2, 1)
+        if arch.pos_embeds[i] is not None:
+            x = x + weights[f'pos_embed{2 * i}']
+        for j in range(len(stage)):
+            key = f'network.{2 * i}.{j}'
+            scale = [weights[f'{key}.layer_scale_{n}'][:, None, None] for n in (1, 2)]
+            normed = norm(x, f'{key}.norm1')
+            kind = type(stage[j].token_mixer).__name__
+            if kind == 'Attention':
+                bias = weights[f'{key}.token_mixer.proj.bias'][:, None, None]
+                mixed = plain_attention(stage[j].token_mixer, normed) + bias
+            elif kind == 'SpatialMlp':
+                mixed = plain_spatial_mlp(stage[j].token_mixer, normed)
+            elif kind == 'Pooling':
+                mixed = F.avg_pool2d(normed, 3, 1, 1, count_include_pad=False) - normed
+            else:
+                mixed = normed
+            x = x + scale[0] * mixed
+            hidden = F.gelu(conv(norm(x, f'{key}.norm2'), f'{key}.mlp.fc1', 1, 0))
+            x = x + scale[1] * conv(hidden, f'{key}.mlp.fc2', 1, 0)
+    return F.linear(norm(x, 'norm').mean((2, 3)), weights['head.weight'], weights['head.bias'])
+
+
+@pytest.mark.parametrize('name', list(ABLATIONS))
+def test_ablations_compute_their_definition(name):
+    arch = dict(METAFORMERS[name]._asdict(), **TINY)
+    model = randomise(MetaFormer(arch, fork_feat=False, num_classes=10))
+    image = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(model(image), plain_ablation(model, image), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', ['metaformer_ppff_s12', 'caformer_s18', 'randformer_s12'])

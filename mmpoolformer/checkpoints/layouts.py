@@ -249,8 +249,7 @@ class Weights(NamedTuple):
 
 def arch_name(arch: Arch) -> str:
     """The published name of an architecture's blocks and channels, or a description of them."""
-    known_names = {**ARCHS, **METAFORMERS} if arch.baseline else ARCHS
-    for name, known in known_names.items():
+    for name, known in {**ARCHS, **METAFORMERS}.items():
         same_size = (known.layers, known.embed_dims) == (tuple(arch.layers), tuple(arch.embed_dims))
         mixers = tuple(map(_mixer_name, known.token_mixers))
         own_mixers = tuple(map(_mixer_name, arch.token_mixers))
