@@ -166,11 +166,11 @@ def save_noise(path, width, height, rng):
     Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
 
 
-def load_tool(name):
-    """The names that a script of ``tools/`` defines, imported with its neighbours in reach."""
+def load_tool(name, run_name=None):
+    """The names that a script of ``tools/`` defines; like Python, with its folder on the path."""
     sys.path.insert(0, str(ROOT / 'tools'))
     try:
-        return runpy.run_path(str(ROOT / 'tools' / f'{name}.py'))
+        return runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name=run_name)
     finally:
         sys.path.pop(0)
 
@@ -180,7 +180,7 @@ def run_tool(name, *args):
     argv, sys.argv = sys.argv, [f'{name}.py', *map(str, args)]
     local_rank = os.environ.pop('LOCAL_RANK', None)
     try:
-        runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
+        load_tool(name, run_name='__main__')
     finally:
         sys.argv = argv
         os.environ.pop('LOCAL_RANK', None)

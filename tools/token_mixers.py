@@ -112,7 +112,8 @@ def train_all(runs: list[tuple], args) -> list[dict]:
             for checkpoint in work_dir.glob('*.pth'):
                 checkpoint.unlink()
             progress.advance(everything)
-            score = TASKS[task]['percent'] * result['metrics'][TASKS[task]['metric']]
+            # Of a detector that finds nothing, mmdet reports no mAP.
+            score = TASKS[task]['percent'] * result['metrics'].get(TASKS[task]['metric'], 0.0)
             return dict(task=task, mixer=mixer, seed=seed, score=score, seconds=result['seconds'])
 
         futures = [pool.submit(train, *run) for run in runs]
