@@ -257,6 +257,8 @@ def page(content: dict) -> list[str]:
         '',
         '![Scores of all runs, and milliseconds](token-mixers/study.png)',
         '',
+        'A dot per seed, a line at the mean.',
+        '',
         '## What it shows',
         '',
         *findings(records),
@@ -267,8 +269,7 @@ def page(content: dict) -> list[str]:
         f'(`make_digits_dataset.py --size {SIZE}`, 800 training and 160 validation images), else '
         f'the digits configs of RetinaNet and Semantic FPN: AdamW, learning rate 1e-3, LayerScale '
         '0.01. The recipe was made for pooling, and not tuned for the others.',
-        '- So small a budget shows what a mixer learns soon, not where it ends: attention and '
-        'mixers with weights per position are known to need more data than convolutions.',
+        '- So small a budget shows what a mixer learns soon, not where it ends.',
         '- No position embeddings: attention and identity know positions only from the '
         'convolutions between the stages and their padding.',
         f'- {len(records)} trainings, {hours:.1f} hours of one core each, on {name}; '
