@@ -8,6 +8,7 @@ argument is ``dim``, registered with :data:`TOKEN_MIXERS` and imported by the co
 from __future__ import annotations
 
 import torch
+from mmengine.model import trunc_normal_init
 from mmengine.registry import Registry
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -65,6 +66,7 @@ class Attention(nn.Module):
         self.num_heads = dim // head_dim
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim, bias=proj_bias)
+        _init_as_published(self.qkv, self.proj)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, dim, height, width = x.shape
@@ -95,6 +97,7 @@ class SepConv(nn.Module):
             width, width, kernel_size, padding=kernel_size // 2, groups=width, bias=False
         )
         self.pwconv2 = nn.Conv2d(width, dim, 1, bias=False)
+        _init_as_published(self.pwconv1, self.dwconv, self.pwconv2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pwconv2(self.dwconv(self.act1(self.pwconv1(x))))
@@ -128,6 +131,7 @@ class SpatialMlp(FixedSizeMixer):
     def __init__(self, dim: int, size: tuple[int, int]):
         super().__init__(dim, size)
         self.fc = nn.Linear(size[0] * size[1], size[0] * size[1], bias=False)
+        _init_as_published(self.fc)
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_size(x)
@@ -159,3 +163,8 @@ class StarReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * F.relu(x) ** 2 + self.bias
+
+
+def _init_as_published(*layers: nn.Module) -> None:
+    for layer in layers:
+        trunc_normal_init(layer, std=0.02)

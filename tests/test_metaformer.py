@@ -297,6 +297,18 @@ def test_every_mixer_in_the_frame_gives_four_maps_with_gradients(mixer):
     assert frozen == ({'random_matrix'} if mixer == 'random' else set())
 
 
+@pytest.mark.parametrize('name', ['poolformerv2_s12', 'convformer_s18', 'caformer_s18'])
+def test_initial_weights_are_spread_as_timms(name):
+    own = MetaFormer(name).network[6][-1].state_dict()
+    reference = timm.create_model(name).stages[3].blocks[-1].state_dict()
+    for key, tensor in reference.items():
+        key = re.sub(r'(res_scale)(\d)\.scale', r'\1_\2', key)
+        if tensor.ndim > 1:
+            torch.testing.assert_close(own[key].std(), tensor.std(), rtol=0.1, atol=1e-4)
+        else:
+            assert torch.equal(own[key], tensor), key
+
+
 def test_one_mixer_per_stage():
     mixers = ['identity', 'pooling', 'sep_conv', 'attention']
     model = MetaFormer(TINY, token_mixers=mixers)
