@@ -145,7 +145,7 @@ def resolve_arch(arch: str | dict | Arch) -> Arch:
         arch = _arch_from_dict(arch)
     if not isinstance(arch, Arch):
         raise TypeError(
-            f'arch must be one of {list(ARCHS)} or a dict, got {type(arch).__name__}: {arch!r}'
+            f'arch must be one of {known_names()} or a dict, got {type(arch).__name__}: {arch!r}'
         )
     for field in ('layers', 'embed_dims', 'mlp_ratios'):
         values = getattr(arch, field)
@@ -169,6 +169,12 @@ def resolve_arch(arch: str | dict | Arch) -> Arch:
         values = getattr(arch, field)
         if not isinstance(values, (list, tuple)) or len(values) != NUM_STAGES:
             raise ValueError(f'arch[{field!r}]={values!r}: give {NUM_STAGES}, one per stage')
+    if not all(side is None or (is_integer(side) and side > 0) for side in arch.pos_embeds):
+        raise ValueError(
+            f"arch['pos_embeds']={arch.pos_embeds!r}: give None or a number of positions per stage"
+        )
+    if not isinstance(arch.baseline, bool):
+        raise ValueError(f"arch['baseline']={arch.baseline!r}: give True or False")
     return arch
 
 

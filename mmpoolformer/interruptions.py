@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import os
 import random
 import re
@@ -183,8 +182,9 @@ class WorkerSignals:
 
     def __init__(self, worker_init_fn: Callable[[int], None] | None):
         self.worker_init_fn = worker_init_fn
-        self.run_is_over = multiprocessing.Event()
-        atexit.register(self.run_is_over.set)  # before multiprocessing's own, as registered later
+        # Shared with the workers however they are started, and without a lock.
+        self.run_is_over = torch.zeros(1, dtype=torch.uint8).share_memory_()
+        atexit.register(self.run_is_over.fill_, 1)  # before multiprocessing's own, as it is later
 
     def __call__(self, worker_id: int) -> None:
         signal.signal(signal.SIGTERM, self._outlive)
@@ -193,7 +193,7 @@ class WorkerSignals:
 
     def _outlive(self, signum: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if self.run_is_over.is_set():
+        if self.run_is_over.item():
             signal.raise_signal(signal.SIGTERM)
         signal.alarm(self.GRACE)
 

@@ -11,7 +11,14 @@ from __future__ import annotations
 import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
-from mmengine.model import BaseModule, PretrainedInit, trunc_normal_init, update_init_info
+from mmengine.model import (
+    BaseModule,
+    ModuleList,
+    PretrainedInit,
+    Sequential,
+    trunc_normal_init,
+    update_init_info,
+)
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,21 +44,16 @@ MODELS.register_module(module=StarReLU)
 
 
 @MODELS.register_module()
-class ChannelLayerNorm(nn.Module):
+class ChannelLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels of each position of ``[B, C, H, W]``."""
 
     _abbr_ = 'ln'
 
     def __init__(self, num_channels: int, eps: float = 1e-5, bias: bool = True):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(num_channels))
-        self.bias = nn.Parameter(torch.zeros(num_channels)) if bias else None
+        super().__init__(num_channels, eps, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 2, 3, 1)
-        x = F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
-        return x.permute(0, 3, 1, 2)
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 @MODELS.register_module()
@@ -136,7 +138,7 @@ class Mlp(nn.Module):
         return self.act(x)
 
 
-class MetaFormerBlock(nn.Module):
+class MetaFormerBlock(BaseModule):
     """norm → token mixer → add → norm → channel MLP → add (Eqs. 2 and 3).
 
     LayerScale (arXiv 2103.17239) and stochastic depth (arXiv 1603.09382) act on
@@ -370,13 +372,15 @@ class MetaFormer(BaseModule):
         norm_cfg = norm_cfg or default_norm
         act_cfg = act_cfg or dict(type='StarReLU' if baseline else 'GELU')
         downsampling_norm = DOWNSAMPLING_NORM if baseline else None
-        mixers = _mixer_cfgs(token_mixers or self.arch.token_mixers, pool_size, input_size)
+        if token_mixers is None:
+            token_mixers = self.arch.token_mixers
+        mixers = _mixer_cfgs(token_mixers, pool_size, input_size)
         num_blocks = sum(layers)
 
         self.patch_embed = PatchEmbed(
             in_channels, embed_dims[0], 7, 4, 2, downsampling_norm, norm_first=False
         )
-        self.network = nn.ModuleList()
+        self.network = ModuleList()
         last_stage = max(self.out_indices) if fork_feat else NUM_STAGES - 1
         for i in range(last_stage + 1):
             if i > 0:
@@ -402,7 +406,7 @@ class MetaFormer(BaseModule):
                 )
                 for j in range(layers[i])
             ]
-            self.network.append(nn.Sequential(*blocks))
+            self.network.append(Sequential(*blocks))
 
         if fork_feat:
             for i in self.out_indices:
@@ -422,22 +426,27 @@ class MetaFormer(BaseModule):
 
     @property
     def token_mixing(self) -> str:
-        """What computes the blocks: ``'fused'``, or ``'plain'`` in any of them."""
-        fused = all(block.token_mixing == 'fused' for block in self.blocks)
+        """What computes the blocks that can be fused; ``'plain'`` if none can."""
+        fused = any(block.token_mixing == 'fused' for block in self.blocks)
         return 'fused' if fused else 'plain'
 
     @token_mixing.setter
     def token_mixing(self, value: str) -> None:
         _check(value, 'token_mixing', value in TOKEN_MIXING, f'one of {TOKEN_MIXING}')
-        if value == 'fused' and not all(block.can_fuse for block in self.blocks):
+        if value == 'fused' and not any(block.can_fuse for block in self.blocks):
+            first = self.blocks[0]
             raise ValueError(
-                "token_mixing='fused' needs norm_cfg=dict(type='GN', num_groups=1) with its affine "
-                f'part and pooling in all stages, not {type(self.blocks[0].norm1).__name__} and '
-                f"{type(self.blocks[-1].token_mixer).__name__}: take token_mixing='plain', or "
-                'leave it out'
+                "token_mixing='fused' needs a block with pooling, LayerScale and "
+                "norm_cfg=dict(type='GN', num_groups=1) with its affine part, not "
+                f'{type(first.token_mixer).__name__} and {type(first.norm1).__name__}: take '
+                "token_mixing='plain', or leave it out"
             )
         for block in self.blocks:
-            block.token_mixing = value
+            block.token_mixing = value if block.can_fuse else 'plain'
+
+    @property
+    def _is_fused(self) -> bool:
+        return all(block.token_mixing == 'fused' for block in self.blocks)
 
     def switch_to_deploy(self) -> None:
         """Fold what inference does not need as separate parameters, in place.
@@ -496,13 +505,15 @@ class MetaFormer(BaseModule):
         if pos_embed is None:
             return x
         if pos_embed.shape[-2:] != x.shape[-2:]:
-            pos_embed = F.interpolate(
-                pos_embed, x.shape[-2:], mode='bicubic', align_corners=False, antialias=True
+            wide = pos_embed.to(torch.promote_types(pos_embed.dtype, torch.float32))
+            wide = F.interpolate(
+                wide, x.shape[-2:], mode='bicubic', align_corners=False, antialias=True
             )
+            pos_embed = wide.to(pos_embed.dtype)  # 16 bits cannot be interpolated on the CPU
         return x + pos_embed
 
     def _norm_output(self, norm: nn.Module, x: Tensor) -> Tensor:
-        if self.token_mixing == 'fused' and _is_one_group_norm(norm):
+        if self._is_fused and _is_one_group_norm(norm):
             return group_norm(x, norm.weight, norm.bias, norm.eps)
         return norm(x)
 
@@ -514,7 +525,7 @@ class MetaFormer(BaseModule):
     def _channels_last_pays(self, x: Tensor) -> bool:
         """Whether the blocks run faster with channels in the last axis of memory."""
         # PyTorch's GroupNorm loses digits there (CPU) or copies (CUDA); the fused path has its own.
-        fits = self.token_mixing == 'fused' or isinstance(self.blocks[0].norm1, ChannelLayerNorm)
+        fits = self._is_fused or isinstance(self.blocks[0].norm1, ChannelLayerNorm)
         return fits and (x.is_cuda or (x.device.type == 'cpu' and x.dtype in MKLDNN_TYPES))
 
     def _has_channels_last_caller(self, x: Tensor) -> bool:
@@ -615,38 +626,43 @@ class PoolFormer(MetaFormer):
 
 def _mixer_cfgs(mixers, pool_size: int, input_size) -> list[dict]:
     """The config of each stage's token mixer, complete but for the channels."""
-    mixers = [mixers] * NUM_STAGES if isinstance(mixers, (str, dict)) else list(mixers)
-    sides = (input_size, input_size) if is_integer(input_size) else tuple(input_size)
+    if isinstance(mixers, (str, type, dict)):
+        mixers = [mixers] * NUM_STAGES
+    valid = isinstance(mixers, (list, tuple)) and len(mixers) == NUM_STAGES
+    _check(mixers, 'token_mixers', valid, f'one, or {NUM_STAGES} in a list')
+    sides = (input_size, input_size) if is_integer(input_size) else input_size
+    valid = isinstance(sides, (list, tuple)) and len(sides) == 2
     _check(
         input_size,
         'input_size',
-        len(sides) == 2 and all(_is_int(side, MIN_SIZE) for side in sides),
+        valid and all(_is_int(side, MIN_SIZE) for side in sides),
         f'a side, or height and width, of at least {MIN_SIZE}',
     )
-    _check(mixers, 'token_mixers', len(mixers) == NUM_STAGES, f'one, or {NUM_STAGES}')
     cfgs = []
     for stage, mixer in enumerate(mixers):
-        cfg = dict(type=mixer) if isinstance(mixer, str) else dict(mixer)
-        known = sorted(TOKEN_MIXERS.module_dict)
+        cfg = dict(mixer) if isinstance(mixer, dict) else dict(type=mixer)
+        mixer_class = cfg.get('type')
+        if isinstance(mixer_class, str):
+            mixer_class = TOKEN_MIXERS.module_dict.get(mixer_class)
         _check(
             mixer,
             'token_mixers',
-            cfg.get('type') in known,
-            f'one of {known}, or register yours with TOKEN_MIXERS and custom_imports',
+            callable(mixer_class),
+            f'one of {sorted(TOKEN_MIXERS.module_dict)}, or register yours with TOKEN_MIXERS and '
+            'custom_imports',
         )
-        mixer_class = TOKEN_MIXERS.get(cfg['type'])
         if mixer_class is Pooling:
             cfg.setdefault('pool_size', pool_size)
         if isinstance(mixer_class, type) and issubclass(mixer_class, FixedSizeMixer):
             cfg.setdefault('size', tuple(_map_side(side, stage) for side in sides))
-        cfgs.append(cfg)
+        cfgs.append(dict(cfg, type=mixer_class))
     return cfgs
 
 
 def _build_mixer(cfg: dict, dim: int) -> nn.Module:
     """Not by ``TOKEN_MIXERS.build``, which warns of every toolbox that has no such registry."""
     options = dict(cfg)
-    return TOKEN_MIXERS.get(options.pop('type'))(dim=dim, **options)
+    return options.pop('type')(dim=dim, **options)
 
 
 def _map_side(side: int, stage: int) -> int:

@@ -23,6 +23,7 @@ from .archs import ARCHS, NUM_STAGES, Arch, is_integer, official_weights, resolv
 from .config_tree import type_of, walk
 from .metaformer import MetaFormer
 from .registry import TOOLBOXES
+from .token_mixers import is_of_one_size
 
 STRIDES = (4, 8, 16, 32)  # of the four stages
 # ImageNet's, in RGB: the input that the published weights know.
@@ -389,7 +390,21 @@ class _Swap:
     def _replace_backbone(self, arch, stages, checkpoint, backbone_kwargs) -> None:
         old = self.model['backbone']
         by_name = isinstance(arch, str)
-        kind = 'MetaFormer' if by_name and arch not in ARCHS else 'PoolFormer'
+        mixers = backbone_kwargs.get('token_mixers', self.arch.token_mixers)
+        mixers = [mixers] if isinstance(mixers, (str, dict)) else mixers
+        names = {mixer if isinstance(mixer, str) else type_of(mixer) for mixer in mixers}
+        sized = [name for name in sorted(names) if is_of_one_size(name)]
+        if sized and 'input_size' not in backbone_kwargs:
+            raise SwapError(
+                f'{_join(sized)} mixes images of one size only: resize or pad all images to it and '
+                'call swap_backbone(cfg, …, input_size=(height, width)), or take another arch'
+            )
+        is_poolformer = names == {'pooling'} and (not by_name or arch in ARCHS)
+        kind = (
+            'PoolFormer'
+            if is_poolformer and 'token_mixers' not in backbone_kwargs
+            else 'MetaFormer'
+        )
         new: dict = dict(type=kind, arch=arch if by_name else _as_dict(arch))
         if stages != list(range(NUM_STAGES)):
             new['out_indices'] = tuple(stages)

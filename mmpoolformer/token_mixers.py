@@ -38,6 +38,7 @@ class Pooling(nn.Module):
 
     def __init__(self, dim: int | None = None, pool_size: int = 3):
         super().__init__()
+        _check_odd('pool_size', pool_size)
         self.pool_size = pool_size
         self.pool = nn.AvgPool2d(
             pool_size, stride=1, padding=pool_size // 2, count_include_pad=False
@@ -61,8 +62,10 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, head_dim: int = 32, proj_bias: bool = False):
         super().__init__()
-        if dim % head_dim:
-            raise ValueError(f'dim={dim} is no multiple of head_dim={head_dim}')
+        if head_dim < 1 or dim % head_dim:
+            raise ValueError(
+                f'head_dim={head_dim}: give a divisor of the {dim} channels of the stage'
+            )
         self.num_heads = dim // head_dim
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim, bias=proj_bias)
@@ -90,6 +93,7 @@ class SepConv(nn.Module):
 
     def __init__(self, dim: int, expansion_ratio: float = 2, kernel_size: int = 7):
         super().__init__()
+        _check_odd('kernel_size', kernel_size)
         width = int(expansion_ratio * dim)
         self.pwconv1 = nn.Conv2d(dim, width, 1, bias=False)
         self.act1 = StarReLU()
@@ -113,6 +117,8 @@ class FixedSizeMixer(nn.Module):
 
     def __init__(self, dim: int, size: tuple[int, int]):
         super().__init__()
+        if not isinstance(size, (list, tuple)) or len(size) != 2:
+            raise ValueError(f'size={size!r}: give height and width of the map, such as (14, 14)')
         self.size = tuple(size)
 
     def check_size(self, x: Tensor) -> None:
@@ -163,6 +169,17 @@ class StarReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * F.relu(x) ** 2 + self.bias
+
+
+def is_of_one_size(name: str) -> bool:
+    """Whether a registered mixer takes maps of one size only."""
+    mixer = TOKEN_MIXERS.module_dict.get(name)
+    return isinstance(mixer, type) and issubclass(mixer, FixedSizeMixer)
+
+
+def _check_odd(name: str, value: int) -> None:
+    if not isinstance(value, int) or value < 1 or value % 2 == 0:
+        raise ValueError(f'{name}={value!r}: give an odd number, which keeps the size of the map')
 
 
 def _init_as_published(*layers: nn.Module) -> None:

@@ -26,8 +26,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmpoolformer import TOKEN_MIXERS, MetaFormer
-from mmpoolformer.token_mixers import FixedSizeMixer
+from mmpoolformer import MetaFormer
+from mmpoolformer.token_mixers import is_of_one_size
 
 ROOT = Path(__file__).resolve().parent.parent
 HYBRID = ['pooling', 'pooling', 'attention', 'attention']
@@ -71,6 +71,8 @@ def parse_args():
     args = parser.parse_args()
     if args.iterations is not None and args.iterations < 2:
         parser.error(f'--iterations {args.iterations}: give at least 2')
+    if args.jobs < 1:
+        parser.error(f'--jobs {args.jobs}: give at least 1')
     for task in TASKS.values():
         task['iterations'] = args.iterations or task['iterations']
     return args
@@ -112,14 +114,16 @@ def train_all(runs: list[tuple], args) -> list[dict]:
             for checkpoint in work_dir.glob('*.pth'):
                 checkpoint.unlink()
             progress.advance(everything)
-            # Of a detector that finds nothing, mmdet reports no mAP.
-            score = TASKS[task]['percent'] * result['metrics'].get(TASKS[task]['metric'], 0.0)
+            # Of a detector that finds nothing, mmdet reports nothing.
+            metric = result['metrics'][TASKS[task]['metric']] if result['metrics'] else 0.0
+            score = TASKS[task]['percent'] * metric
             return dict(task=task, mixer=mixer, seed=seed, score=score, seconds=result['seconds'])
 
         futures = [pool.submit(train, *run) for run in runs]
         try:
             return [future.result() for future in futures]
-        except BaseException:
+        except BaseException as error:
+            progress.console.print(f'{type(error).__name__}: ends after the trainings under way')
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -195,11 +199,6 @@ def measure_speed(costs: dict[str, dict], rounds: int):
                 times[mixer] += burst(partial(without_gradients, model, image), 'cpu')
         for mixer, values in times.items():
             costs[mixer]['milliseconds'][str(size)] = statistics.median(values)
-
-
-def is_of_one_size(mixer: str) -> bool:
-    names = MIXERS[mixer] if isinstance(MIXERS[mixer], list) else [MIXERS[mixer]]
-    return any(issubclass(TOKEN_MIXERS.get(name), FixedSizeMixer) for name in names)
 
 
 # Report --------------------------------------------------------------------------------------
