@@ -7,6 +7,8 @@ import timm
 import torch
 from conftest import CONFIGS, DIGITS, FAMILY, ROOT
 from mmengine.config import Config
+from mmengine.model import BaseModule
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.nn import functional as F
@@ -17,10 +19,11 @@ from mmpoolformer import (
     CheckpointError,
     MetaFormer,
     PoolFormer,
+    SwapError,
     swap_backbone,
 )
 from mmpoolformer.archs import ABLATIONS, BASELINES, official_weights
-from mmpoolformer.checkpoints import load_pretrained
+from mmpoolformer.checkpoints import convert, load_pretrained
 from mmpoolformer.zoo import find_config
 
 IN_TIMM = [name for name in BASELINES if name in timm.list_models()]
@@ -142,25 +145,32 @@ def test_official_files_of_the_second_paper_load(name, tmp_path):
     assert_same_features(model, reference, (64, 64))
 
 
-@pytest.mark.parametrize(
-    'name, shifted', [('metaformer_pppa_s12', [6]), ('metaformer_ppaa_s12', [4])]
-)
-def test_official_files_of_the_hybrids_load(name, shifted, tmp_path):
+# Where the official network has the position embeddings, as entries of their own.
+@pytest.mark.parametrize('name, entry', [('metaformer_pppa_s12', 6), ('metaformer_ppaa_s12', 4)])
+def test_official_files_of_the_hybrids_load(name, entry, tmp_path):
     source = randomise(MetaFormer(name, fork_feat=False))
     weights = {}
     for key, tensor in source.state_dict().items():
         match = re.match(r'network\.(\d+)\.(.*)', key)
-        if match:  # the position embedding is an entry of its own there
-            entry = int(match[1])
-            key = f'network.{entry + sum(entry >= k for k in shifted)}.{match[2]}'
-        key = re.sub(r'^pos_embed(\d)', lambda m: f'network.{m[1]}.pos_embed', key)
-        weights[key] = tensor
+        if match:
+            key = f'network.{int(match[1]) + (int(match[1]) >= entry)}.{match[2]}'
+        weights[key.replace(f'pos_embed{entry}', f'network.{entry}.pos_embed')] = tensor
     torch.save(weights, tmp_path / 'official.pth')
     model = MetaFormer(name, fork_feat=False)
     report = load_pretrained(model, str(tmp_path / 'official.pth'))
     assert (report.layout, report.arch) == ('official', name)
+    assert_same_tensors(model, source)
+    # And back: what we write has the official names again.
+    torch.save(source.state_dict(), tmp_path / 'own.pth')
+    written = convert(str(tmp_path / 'own.pth'), 'official')[1]
+    assert written.keys() == weights.keys()
+    assert all(torch.equal(written[key], weights[key]) for key in weights)
+
+
+def assert_same_tensors(model, source):
+    tensors = model.state_dict()
     for key, tensor in source.state_dict().items():
-        assert torch.equal(model.state_dict()[key], tensor), key
+        assert torch.equal(tensors[key], tensor), key
 
 
 def plain_ablation(model, x):
@@ -218,8 +228,67 @@ def test_own_files_load(name, tmp_path):
     torch.save(source.state_dict(), tmp_path / 'own.pth')
     model = MetaFormer(name)
     load_pretrained(model, str(tmp_path / 'own.pth'))
-    for key, tensor in source.state_dict().items():
-        assert torch.equal(model.state_dict()[key], tensor), key
+    assert_same_tensors(model, source)
+
+
+class Depthwise(nn.Module):
+    """A token mixer of a user's own, with parameters of its own."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+@pytest.mark.parametrize(
+    'build',
+    [
+        lambda: MetaFormer(TINY, token_mixers=Depthwise),
+        lambda: tiny('caformer_s18', out_indices=(3,)),
+        lambda: PoolFormer(TINY, out_indices=(3,)),
+    ],
+    ids=['mixer of ones own', 'last norm alone', 'last norm of a PoolFormer alone'],
+)
+def test_own_files_of_unusual_backbones_load(build, tmp_path):
+    source, model = randomise(build()), build()
+    torch.save(source.state_dict(), tmp_path / 'own.pth')
+    report = load_pretrained(model, str(tmp_path / 'own.pth'))
+    assert report.layout == 'official'
+    assert_same_tensors(model, source)
+
+
+@pytest.mark.parametrize(
+    'name, layout',
+    [('metaformer_pppf_s12', 'hf'), ('metaformer_pppf_s12', 'mmpretrain'),
+     ('metaformer_ppaa_s12', 'timm'), ('poolformer_s12', 'baselines')],
+)  # fmt: skip
+def test_no_half_backbone_is_written(name, layout, tmp_path):
+    torch.save(MetaFormer(name).state_dict(), tmp_path / 'own.pth')
+    with pytest.raises(CheckpointError, match=f'cannot be written in the layout {layout}'):
+        convert(str(tmp_path / 'own.pth'), layout)
+
+
+@pytest.mark.parametrize(
+    'file, model, words',
+    [
+        ('poolformerv2_s12', lambda: PoolFormer('s12'), 'poolformerv2_s12 or identityformer_s12'),
+        ('poolformer_s12', lambda: MetaFormer('poolformer_s12', token_mixers='sep_conv'),
+         'is s12: the backbone has other token mixers'),
+        ('poolformer_s12', lambda: deployed(PoolFormer('s12')), 'build it anew'),
+    ],
+    ids=['look-alikes', 'other mixers', 'deployed'],
+)  # fmt: skip
+def test_errors_say_what_to_do(file, model, words, tmp_path):
+    torch.save(MetaFormer(file).state_dict(), tmp_path / 'own.pth')
+    with pytest.raises(CheckpointError, match=words):
+        load_pretrained(model(), str(tmp_path / 'own.pth'))
+
+
+def deployed(model):
+    model.eval().switch_to_deploy()
+    return model
 
 
 @pytest.mark.parametrize(
@@ -329,7 +398,18 @@ def test_a_mixer_of_one_size_refuses_another_one(mixer):
         (dict(arch='caformer_s19'), ['caformer_s19', 'caformer_s18']),
         (dict(token_mixers='pool'), ['pool', 'pooling', 'TOKEN_MIXERS']),
         (dict(token_mixers=['pooling', 'pooling']), ['token_mixers', '4']),
+        (dict(token_mixers=5), ['token_mixers=5', '4 in a list']),
+        (dict(token_mixers=[]), ['token_mixers=[]', '4 in a list']),
+        (dict(token_mixers=''), ["token_mixers=''", 'pooling']),
+        (dict(token_mixers=['pooling', None, 'pooling', 'pooling']), ['None', 'pooling']),
+        (dict(token_mixers=dict(type='pooling', pool_size=2)), ['pool_size=2', 'odd']),
+        (dict(token_mixers=dict(type='sep_conv', kernel_size=4)), ['kernel_size=4', 'odd']),
+        (dict(token_mixers=dict(type='attention', head_dim=0)), ['head_dim=0', '64 channels']),
+        (dict(token_mixers=dict(type='random', size=7)), ['size=7', 'height and width']),
         (dict(input_size=8), ['input_size', '32']),
+        (dict(input_size=None), ['input_size=None', '32']),
+        (dict(arch=dict(TINY, baseline='no')), ["baseline']='no'", 'True']),
+        (dict(arch=dict(TINY, pos_embeds=(None, None, None, '7'))), ['pos_embeds', "'7'"]),
         (dict(arch='caformer_s18', fork_feat=False), ['fork_feat', '2210.13452']),
     ],
 )
@@ -355,14 +435,101 @@ def test_ablations_run_at_their_size_and_hybrids_with_attention_at_any(name):
         assert model(torch.randn(1, 3, 100, 64))[3].shape[2:] == (4, 2)
 
 
-@pytest.mark.parametrize('name', ['poolformerv2_s12', 'caformer_s18', 'metaformer_ppaa_s12'])
+# The backbone's options ------------------------------------------------------------------------
+
+KINDS = ['poolformerv2_s12', 'caformer_s18', 'metaformer_ppaa_s12']
+
+
+def tiny(name, **options):
+    return MetaFormer(dict(METAFORMERS[name]._asdict(), **TINY), **options)
+
+
+@pytest.mark.parametrize('name', KINDS)
 def test_deployed_features_are_the_same(name):
-    model = randomise(MetaFormer(dict(METAFORMERS[name]._asdict(), **TINY)))
+    model = randomise(tiny(name))
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = model(image)
         model.switch_to_deploy()
         torch.testing.assert_close(model(image), expected, rtol=1e-4, atol=1e-4)
+    assert 'network.0.0.norm2.weight' not in model.state_dict()
+
+
+@pytest.mark.parametrize('name', KINDS)
+def test_out_indices_choose_the_features(name):
+    whole, part = randomise(tiny(name)), tiny(name, out_indices=(1, 2)).eval()
+    assert not part.load_state_dict(whole.state_dict(), strict=False).missing_keys
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(part(image), whole(image)[1:3], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('name', KINDS)
+def test_recomputed_blocks_have_the_same_gradients(name):
+    gradients = []
+    for with_cp in (False, True):
+        model = randomise(tiny(name, with_cp=with_cp)).train()
+        sum(f.square().mean() for f in model(torch.ones(1, 3, 64, 64))).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize('name', KINDS)
+def test_frozen_stages_and_no_others_keep_their_parameters(name):
+    model = tiny(name, frozen_stages=3)
+    trained = {key for key, p in model.named_parameters() if p.requires_grad}
+    assert trained == {
+        key for key, _ in model.named_parameters() if re.match(r'network\.[56]\.|norm6', key)
+    }
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize('name', KINDS)
+def test_other_sizes_in_16_bits(name, dtype):
+    features = tiny(name).to(dtype)(torch.randn(1, 3, 96, 64, dtype=dtype))
+    assert all(f.dtype == dtype and f.isfinite().all() for f in features)
+
+
+@pytest.mark.parametrize('name', ['poolformer_s12', *KINDS])
+def test_weight_decay_of_norms_can_be_switched_off(name):
+    model = nn.ModuleDict(dict(backbone=tiny(name)))
+    cfg = dict(
+        optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+        paramwise_cfg=dict(norm_decay_mult=0.0),
+    )
+    decays = {
+        id(parameter): group['weight_decay']
+        for group in build_optim_wrapper(model, cfg).param_groups
+        for parameter in group['params']
+    }
+    norms = {key: p for key, p in model.named_parameters() if 'norm' in key}
+    assert norms and all(decays[id(parameter)] == 0 for parameter in norms.values())
+
+
+def test_init_cfg_of_a_mixer_is_heeded():
+    class Own(BaseModule):
+        def __init__(self, dim):
+            super().__init__(init_cfg=dict(type='Constant', layer='Conv2d', val=3.0))
+            self.conv = nn.Conv2d(dim, dim, 1)
+
+        def forward(self, x):
+            return self.conv(x)
+
+    model = MetaFormer(TINY, token_mixers=Own)
+    model.init_weights()
+    assert all((block.token_mixer.conv.weight == 3).all() for block in model.blocks)
+
+
+def test_token_mixing_of_a_hybrid_is_that_of_its_pooling_blocks():
+    model = MetaFormer(TINY, token_mixers=['pooling', 'pooling', 'sep_conv', 'attention'])
+    mixing = [block.token_mixing for block in model.blocks]
+    assert mixing == ['fused', 'fused', 'plain', 'plain'] and model.token_mixing == 'fused'
+    model.token_mixing = model.token_mixing
+    assert mixing == [block.token_mixing for block in model.blocks]
+    model.token_mixing = 'plain'
+    assert model.token_mixing == 'plain'
+    with pytest.raises(ValueError, match='not Identity and GroupNorm'):
+        MetaFormer(TINY, token_mixers='identity', token_mixing='fused')
 
 
 def test_attention_takes_memory_in_proportion_to_the_pixels():
@@ -409,10 +576,38 @@ def test_config_starts_from_the_official_weights(config):
     assert backbone.init_cfg == dict(type='Pretrained', checkpoint=official_weights(backbone.arch))
 
 
+@pytest.fixture(scope='module')
+def retinanet():
+    return Config.fromfile(find_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'))
+
+
+@pytest.mark.parametrize(
+    'arch, options',
+    [
+        ('s12', dict(token_mixers='attention')),
+        (METAFORMERS['caformer_s18'], {}),
+        (METAFORMERS['caformer_s18']._asdict(), {}),
+        ('randformer_s12', dict(input_size=(800, 1344))),
+    ],
+    ids=['s12 with a mixer', 'Arch', 'dict', 'size'],
+)
+def test_swap_gives_a_metaformer_that_builds(arch, options, retinanet):
+    cfg = swap_backbone(retinanet, arch, checkpoint=None, **options)
+    init_default_scope('mmdet')
+    with torch.device('meta'):
+        backbone = MODELS.build(cfg.model).backbone
+    assert type(backbone) is MetaFormer
+
+
+@pytest.mark.parametrize('name', ['randformer_s12', 'metaformer_ppff_s12'])
+def test_swap_refuses_a_mixer_of_one_size(name, retinanet):
+    with pytest.raises(SwapError, match=r'one size only.*input_size'):
+        swap_backbone(retinanet, name)
+
+
 @pytest.mark.parametrize('name', ['caformer_s18', 'metaformer_ppaa_s12'])
-def test_swap_takes_every_architecture(name):
-    config = find_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
-    cfg = swap_backbone(Config.fromfile(config), name)
+def test_swap_takes_every_architecture(name, retinanet):
+    cfg = swap_backbone(retinanet, name)
     assert (cfg.model.backbone.type, cfg.model.backbone.arch) == ('MetaFormer', name)
     assert name in cfg.model.backbone.init_cfg.checkpoint
     init_default_scope('mmdet')

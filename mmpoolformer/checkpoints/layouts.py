@@ -35,14 +35,6 @@ class Layout(NamedTuple):
     classifier: dict[str, str]
 
 
-# Parts of a token mixer, by the official names, which all sources share.
-MIXER_PARTS = ('qkv', 'proj', 'pwconv1', 'act1', 'dwconv', 'pwconv2', 'fc', 'random_matrix')
-
-
-def mixer_parts(block: str) -> dict[str, str]:
-    return {f'mixer_{name}': f'{block}.token_mixer.{name}' for name in MIXER_PARTS}
-
-
 OFFICIAL_BACKBONE = dict(
     stem='patch_embed.proj',
     downsample='network.{down}.proj',
@@ -62,7 +54,7 @@ OWN_BACKBONE = dict(
     res_scale_1='network.{net}.{block}.res_scale_1',
     res_scale_2='network.{net}.{block}.res_scale_2',
     pos_embed='pos_embed{net}',
-    **mixer_parts('network.{net}.{block}'),
+    mixer='network.{net}.{block}.token_mixer',
 )
 
 # Parts that every block has, and those that only other architectures than PoolFormer have.
@@ -70,9 +62,10 @@ BLOCK_PARTS = ('norm1', 'norm2', 'layer_scale_1', 'layer_scale_2', 'fc1', 'fc2')
 FAMILY_PARTS = tuple(name for name in OWN_BACKBONE if name not in OFFICIAL_BACKBONE)
 KINDS = {
     **dict.fromkeys(('layer_scale_1', 'layer_scale_2', 'res_scale_1', 'res_scale_2'), ('',)),
-    **dict.fromkeys(('mixer_random_matrix', 'pos_embed'), ('',)),
-    **dict.fromkeys(('act', 'mixer_act1'), ('scale', 'bias')),
+    'pos_embed': ('',),
+    'act': ('scale', 'bias'),
 }
+MIXER_KEY = re.compile(r'\.token_mixer\.(.+)')
 
 
 def kinds_of(name: str) -> tuple[str, ...]:
@@ -109,7 +102,7 @@ LAYOUTS = {
             act='stages.{stage}.blocks.{block}.mlp.act',
             res_scale_1='stages.{stage}.blocks.{block}.res_scale1.scale',
             res_scale_2='stages.{stage}.blocks.{block}.res_scale2.scale',
-            **mixer_parts('stages.{stage}.blocks.{block}'),
+            mixer='stages.{stage}.blocks.{block}.token_mixer',
         ),
         classifier=dict(
             norm='head.norm',
@@ -134,7 +127,7 @@ LAYOUTS = {
             fc1='stages.{stage}.{block}.mlp.fc1',
             fc2='stages.{stage}.{block}.mlp.fc2',
             act='stages.{stage}.{block}.mlp.act',
-            **mixer_parts('stages.{stage}.{block}'),
+            mixer='stages.{stage}.{block}.token_mixer',
         ),
         classifier=dict(
             norm='norm', head='head', head1='head.fc1', head_norm='head.norm', head2='head.fc2'
@@ -166,7 +159,7 @@ class Part(NamedTuple):
     name: str
     stage: int = 0
     block: int = 0
-    kind: str = ''  # 'weight', 'bias', or nothing for a tensor on its own
+    kind: str = ''  # 'weight', 'bias', nothing for a tensor on its own; all of it for a mixer's
 
     def key(self, layout: str) -> str | None:
         """The full name in a layout, or None where the layout has no such part."""
@@ -200,7 +193,8 @@ class Weights(NamedTuple):
     def to(self, layout: str) -> dict[str, Tensor]:
         """The state dict in a layout; parts that it has no name for are left out."""
         named = ((part.key(layout), tensor) for part, tensor in self.tensors.items())
-        return {key: tensor for key, tensor in named if key is not None}
+        state_dict = {key: tensor for key, tensor in named if key is not None}
+        return _with_pos_entries(state_dict) if layout == 'official' else state_dict
 
     @property
     def arch(self) -> Arch:
@@ -215,7 +209,8 @@ class Weights(NamedTuple):
         dims = [width.most_common(1)[0][0] if width else 0 for width in widths]
         mixers = ['pooling'] * NUM_STAGES
         for part in self.tensors:
-            mixers[part.stage] = MIXERS_WITH.get(part.name, mixers[part.stage])
+            if part.name == 'mixer' and mixers[part.stage] not in MIXERS_WITH.values():
+                mixers[part.stage] = MIXERS_WITH.get(part.kind, 'another')
         baseline = any(part.name == 'act' for part in self.tensors)
         return Arch(tuple(layers), tuple(dims), token_mixers=tuple(mixers), baseline=baseline)
 
@@ -249,27 +244,33 @@ class Weights(NamedTuple):
 
 def arch_name(arch: Arch) -> str:
     """The published name of an architecture's blocks and channels, or a description of them."""
-    for name, known in {**ARCHS, **METAFORMERS}.items():
-        same_size = (known.layers, known.embed_dims) == (tuple(arch.layers), tuple(arch.embed_dims))
-        mixers = tuple(map(_mixer_name, known.token_mixers))
-        own_mixers = tuple(map(_mixer_name, arch.token_mixers))
-        if same_size and known.baseline == arch.baseline and mixers == own_mixers:
-            return name
-    return f'dict(layers={tuple(arch.layers)}, embed_dims={tuple(arch.embed_dims)})'
+    description = f'dict(layers={tuple(arch.layers)}, embed_dims={tuple(arch.embed_dims)})'
+    return next(iter(arch_names(arch)), description)
 
 
-# By which parts a mixer shows; pooling and identity have none.
+def arch_names(arch: Arch) -> list[str]:
+    """The published architectures whose tensors are those of ``arch``."""
+
+    def tensors_of(arch):
+        mixers = tuple(map(_mixer_name, arch.token_mixers))
+        return tuple(arch.layers), tuple(arch.embed_dims), mixers, arch.baseline
+
+    known = {**ARCHS, **METAFORMERS}
+    return [name for name in known if tensors_of(known[name]) == tensors_of(arch)]
+
+
+# By which tensors a mixer shows; pooling and identity have none.
 MIXERS_WITH = {
-    'mixer_qkv': 'attention',
-    'mixer_pwconv1': 'sep_conv',
-    'mixer_fc': 'spatial_mlp',
-    'mixer_random_matrix': 'random',
+    'qkv.weight': 'attention',
+    'pwconv1.weight': 'sep_conv',
+    'fc.weight': 'spatial_mlp',
+    'random_matrix': 'random',
 }
 
 
 def _mixer_name(mixer: str | dict) -> str:
     name = mixer if isinstance(mixer, str) else mixer['type']
-    return name if name in MIXERS_WITH.values() else 'pooling'
+    return 'pooling' if name == 'identity' else name
 
 
 def find_weights(state_dict: dict[str, Tensor], prefix: str = '') -> Weights:
@@ -283,10 +284,12 @@ def find_weights(state_dict: dict[str, Tensor], prefix: str = '') -> Weights:
         CheckpointError: No key belongs to a PoolFormer.
     """
     state_dict = _without_pos_entries(state_dict)
-    candidates = {
-        layout: {key: _split(layout, key) for key in state_dict}
-        for layout in ('official', 'timm', 'hf', 'baselines')
-    }
+    found = map(MIXER_KEY.search, state_dict)
+    mixer_kinds = tuple(sorted({match[1] for match in found if match}))
+    candidates = {}
+    for layout in ('official', 'timm', 'hf', 'baselines'):
+        known = _backbone_keys(layout, mixer_kinds)
+        candidates[layout] = {key: _split(known, key) for key in state_dict}
     votes = Counter(
         (layout, found[1])
         for layout, keys in candidates.items()
@@ -352,11 +355,28 @@ def _without_pos_entries(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def _with_pos_entries(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give our hybrids the official names, the reverse of :func:`_without_pos_entries`."""
+    found = [re.fullmatch(r'pos_embed(\d+)', key) for key in state_dict]
+    indices = sorted(int(match[1]) for match in found if match)
+    renamed = {}
+    for key, tensor in state_dict.items():
+        match = re.fullmatch(r'(?:(pos_embed)|network\.)(\d+)(.*)', key)
+        if match and indices:
+            index, is_pos_embed = int(match[2]), match[1] is not None
+            entry = index + sum(other < index + (not is_pos_embed) for other in indices)
+            key = f'network.{entry}{".pos_embed" if is_pos_embed else match[3]}'
+        renamed[key] = tensor
+    return renamed
+
+
 def _is_mmpretrain(state_dict: dict, parts: dict[str, Part], prefix: str) -> bool:
     """Whether official names are mmpretrain's: by its head, or a lone norm of the last stage."""
     outer = prefix.removesuffix('backbone.')
     if any(f'{outer}head.fc.{kind}' in state_dict for kind in ('weight', 'bias')):
         return True
+    if any(part.name in FAMILY_PARTS for part in parts.values()):
+        return False  # it has PoolFormer alone
     norms = {part.stage for part in parts.values() if part.name == 'out_norm'}
     return norms == {NUM_STAGES - 1} and len(parts) == len(state_dict)
 
@@ -368,9 +388,8 @@ def _is_inside(layout: str, key: str, prefix: str) -> bool:
     return key.startswith(prefix) and key[len(prefix) :].split('.')[0] in roots
 
 
-def _split(layout: str, key: str) -> tuple[Part, str] | None:
+def _split(known: dict[str, Part], key: str) -> tuple[Part, str] | None:
     """Take a backbone's key apart into what it names and the prefix before that."""
-    known = _backbone_keys(layout)
     start = 0
     while start >= 0:
         if key[start:] in known:
@@ -379,14 +398,15 @@ def _split(layout: str, key: str) -> tuple[Part, str] | None:
     return None
 
 
-@lru_cache
-def _backbone_keys(layout: str) -> dict[str, Part]:
+@lru_cache(maxsize=32)
+def _backbone_keys(layout: str, mixer_kinds: tuple[str, ...]) -> dict[str, Part]:
     """Every name that a layout has for a backbone's part, without the root."""
     parts = []
     for name, template in LAYOUTS[layout].backbone.items():
+        kinds = mixer_kinds if name == 'mixer' else kinds_of(name)
         first = 1 if name.startswith('downsample') else 0
         for stage in range(first, 1 if name.startswith('stem') else NUM_STAGES):
             for block in range(MAX_BLOCKS if '{block}' in template else 1):
-                parts += [Part(name, stage, block, kind) for kind in kinds_of(name)]
+                parts += [Part(name, stage, block, kind) for kind in kinds]
     root = LAYOUTS[layout].root
     return {part.key(layout).removeprefix(root): part for part in parts}

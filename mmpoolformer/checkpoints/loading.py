@@ -9,6 +9,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..archs import NUM_STAGES
 from .layouts import (
     BLOCK_PARTS,
     FAMILY_PARTS,
@@ -16,6 +17,7 @@ from .layouts import (
     Part,
     Weights,
     arch_name,
+    arch_names,
     find_weights,
 )
 from .sources import read_state_dict
@@ -94,9 +96,13 @@ def prepare(
     model: nn.Module, source: str, prefix: str = '', allow_pickle: bool = False
 ) -> Prepared:
     """Do all of :func:`load_pretrained` but the loading."""
+    if any(block.deployed for block in model.blocks):
+        raise CheckpointError(
+            f'{source}: the backbone was folded by switch_to_deploy: build it anew, load, then fold'
+        )
     state_dict = read_state_dict(source, allow_pickle)
     try:
-        weights = find_weights(state_dict, prefix)
+        weights = _settle_last_norm(find_weights(state_dict, prefix), model)
         tensors, notes = _fit(weights, model)
     except CheckpointError as error:
         raise CheckpointError(f'{source}: {error}') from error
@@ -141,6 +147,18 @@ def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
     return repeated * (colours / in_channels)
 
 
+def _settle_last_norm(weights: Weights, model: nn.Module) -> Weights:
+    """Read a lone norm of the last stage as the output norm, where that is the only one."""
+    lone = weights.layout == 'mmpretrain' and all(part.name != 'head' for part in weights.tensors)
+    if not lone or model.out_indices != (NUM_STAGES - 1,):
+        return weights
+    tensors = {
+        Part('out_norm', NUM_STAGES - 1, kind=part.kind) if part.name == 'norm' else part: tensor
+        for part, tensor in weights.tensors.items()
+    }
+    return weights._replace(layout='official', tensors=tensors)
+
+
 def _fit(weights: Weights, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Check everything; return the tensors to copy by the model's names, and the notes."""
     expected = model.state_dict()
@@ -182,7 +200,10 @@ def _fit(weights: Weights, model: nn.Module) -> tuple[dict[str, Tensor], dict[st
         notes['initial'] = _summary(optional) + ' (expected: the file has none for them)'
     missing = [key for key in missing if key not in optional]
     if missing:
-        raise CheckpointError(f'it lacks {len(missing)} tensors: {_summary(missing)}')
+        message = f'it lacks {len(missing)} tensors: {_summary(missing)}'
+        if any('.token_mixer.' in key for key in missing):
+            message += f'. It is {weights.arch_name}: the backbone has other token mixers'
+        raise CheckpointError(message)
     different = [
         f'{key} is {tuple(tensors[key].shape)} in the file and {tuple(value.shape)} in the model'
         for key, value in expected.items()
@@ -242,7 +263,8 @@ def _check_family(weights: Weights, expected: dict, model: nn.Module) -> None:
         own = 'a PoolFormer' if type(model).__name__ == 'PoolFormer' else 'this backbone'
         raise CheckpointError(
             f'it has {len(foreign)} tensors that {own} does not have '
-            f'({", ".join(foreign[:5])}): it is another MetaFormer, {weights.arch_name}: '
+            f'({", ".join(foreign[:5])}): it is another MetaFormer, '
+            f'{" or ".join(arch_names(weights.arch)) or weights.arch_name}: '
             "take type='MetaFormer' with its arch"
         )
 

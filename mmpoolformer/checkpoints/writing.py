@@ -9,7 +9,7 @@ from mmengine.utils import apply_to
 from torch import Tensor
 
 from .layouts import CheckpointError, Weights, find_weights
-from .loading import check_complete
+from .loading import CLASSIFIER_PARTS, check_complete
 from .sources import read_state_dict
 
 
@@ -28,10 +28,21 @@ def convert(
         What was found, and the state dict in ``layout``; bit for bit the same numbers.
 
     Raises:
-        CheckpointError: The source cannot be read or holds no whole PoolFormer.
+        CheckpointError: The source cannot be read or holds no whole backbone, or the layout
+            has no names for a part of it.
     """
     weights = find_weights(read_state_dict(source, allow_pickle), prefix)
     check_complete(weights)
+    nameless = [
+        part.key(weights.layout)
+        for part in weights.tensors
+        if part.key(layout) is None and part.name not in (*CLASSIFIER_PARTS, 'out_norm')
+    ]
+    if nameless:
+        raise CheckpointError(
+            f'{source}: {weights.arch_name} cannot be written in the layout {layout}, which has no '
+            f'names for {len(nameless)} of its tensors, such as {nameless[0]}: take official'
+        )
     return weights, weights.to(layout)
 
 
