@@ -34,6 +34,27 @@ def results(model):
     return {key: value for result in model['Results'] for key, value in result['Metrics'].items()}
 
 
+PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', *sorted((ROOT / 'docs').glob('*.md'))]
+
+
+def anchors(page):
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r'^#+ (.*)', page.read_text(), flags=re.M)
+    return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r'\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)', page.read_text())
+    targets = [(page.parent / path if path else page, anchor) for path, anchor in links]
+    broken = [
+        f'{target}#{anchor}'
+        for target, anchor in targets
+        if not target.exists() or (anchor and anchor not in anchors(target))
+    ]
+    assert not broken
+
+
 by_model = pytest.mark.parametrize('model', INDEX['Models'], ids=lambda model: model['Name'])
 
 
@@ -70,11 +91,10 @@ def test_readme_row_of_a_model(model):
     assert f'`tools/dist_test.sh {config} work_dirs/{name}/{checkpoint} 8`' in row
 
 
-def test_readme_links_and_paths_exist():
-    links = re.findall(r'\]\(((?!http)[^)#]+)\)', README)
+def test_readme_names_paths_that_exist():
     paths = re.findall(r'(?<![\w/.])(?:tools|configs|requirements)/[\w./-]+\w', README)
-    assert links and paths
-    for path in {*links, *paths}:
+    assert paths
+    for path in set(paths):
         assert (ROOT / path).exists(), path
 
 
