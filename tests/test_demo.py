@@ -57,8 +57,10 @@ def test_what_is_done_is_not_done_again(demo, tmp_path, monkeypatch):
 def test_a_failed_training_says_why(demo, tmp_path, monkeypatch):
     monkeypatch.setitem(demo, 'ROOT', ROOT)
     config = tmp_path / 'broken.py'
-    config.write_text(f"_base_ = {str(SEM_FPN)!r}\nmodel = dict(backbone=dict(arch='s13'))\n")
-    with Progress() as progress, pytest.raises(demo['TrainingError'], match=r"(?s)broken.*'s13'"):
+    dataset = "train_dataloader = dict(dataset=dict(data_root='nowhere'))"
+    config.write_text(f'_base_ = {str(SEM_FPN)!r}\n{dataset}\n')
+    words = r'(?s)training broken failed.*data not found:\s+nowhere'
+    with Progress() as progress, pytest.raises(demo['TrainingError'], match=words):
         demo['train_once'](config, tmp_path / 'work', progress)
     assert not (tmp_path / 'work' / 'result.json').exists()
 
