@@ -399,12 +399,8 @@ class _Swap:
                 f'{_join(sized)} mixes images of one size only: resize or pad all images to it and '
                 'call swap_backbone(cfg, …, input_size=(height, width)), or take another arch'
             )
-        is_poolformer = names == {'pooling'} and (not by_name or arch in ARCHS)
-        kind = (
-            'PoolFormer'
-            if is_poolformer and 'token_mixers' not in backbone_kwargs
-            else 'MetaFormer'
-        )
+        chosen = 'token_mixers' in backbone_kwargs or (by_name and arch not in ARCHS)
+        kind = 'MetaFormer' if chosen or names != {'pooling'} else 'PoolFormer'
         new: dict = dict(type=kind, arch=arch if by_name else _as_dict(arch))
         if stages != list(range(NUM_STAGES)):
             new['out_indices'] = tuple(stages)

@@ -269,7 +269,7 @@ MIXERS_WITH = {
 
 
 def _mixer_name(mixer: str | dict) -> str:
-    name = mixer if isinstance(mixer, str) else mixer['type']
+    name = mixer['type'] if isinstance(mixer, dict) else mixer
     return 'pooling' if name == 'identity' else name
 
 
