@@ -335,8 +335,8 @@ def paired_table(records: list[dict], costs: dict[str, dict]) -> list[str]:
             rows.append((mixer, *cells))
     headings = [f'{task} {TASKS[task]["name"]}' for task in TASKS]
     return [
-        'A seed also draws the order of the images and the weights of neck and head, which moves '
-        'all mixers alike. Differences to pooling with the same seed, mean ± standard deviation:',
+        'A seed draws the same order of images for all mixers. Differences to pooling with the '
+        'same seed, mean ± standard deviation:',
         '',
         *markdown(('mixer', *headings), rows),
     ]
