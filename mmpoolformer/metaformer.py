@@ -36,8 +36,16 @@ MIN_SIZE = 32
 
 # Types in which oneDNN computes convolutions.
 MKLDNN_TYPES = (torch.float32, torch.bfloat16, torch.float16)
-# How a block computes its two halves: as the paper writes them, or the same with fewer passes.
-TOKEN_MIXING = ('fused', 'plain')
+
+# How blocks compute their two halves: as the paper writes them, or the same with fewer passes,
+# or what is faster of both.
+TOKEN_MIXING = ('auto', 'fused', 'plain')
+# Pixels of a batch of images from which fewer passes pay on the CPU, less than one of 256×256:
+# below, the maps stay in its caches.
+FUSED_PIXELS = 60_000
+
+# In public from torch 2.3 on.
+is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)
 
 
 MODELS.register_module(module=StarReLU)
@@ -155,10 +163,6 @@ class MetaFormerBlock(BaseModule):
         layer_scale_init_value: Initial value of LayerScale; ``None`` for none.
         res_scale_init_value: Initial value of ResScale; ``None`` for none.
         mlp_bias: Whether the convolutions of the channel MLP have biases.
-
-    Attributes:
-        token_mixing: ``'plain'`` computes operation by operation what the paper
-            writes. ``'fused'`` computes the same numbers with :mod:`mmpoolformer.ops`.
     """
 
     def __init__(
@@ -184,7 +188,6 @@ class MetaFormerBlock(BaseModule):
         self.layer_scale_2 = _scale_parameter(dim, layer_scale_init_value)
         self.res_scale_1 = _scale_parameter(dim, res_scale_init_value)
         self.res_scale_2 = _scale_parameter(dim, res_scale_init_value)
-        self.token_mixing = 'fused' if self.can_fuse else 'plain'
         self.deployed = False
 
     @property
@@ -197,8 +200,14 @@ class MetaFormerBlock(BaseModule):
             and self.res_scale_1 is None
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.token_mixing == 'fused':
+    def forward(self, x: Tensor, fuse: bool = True) -> Tensor:
+        """Map ``[B, dim, H, W]`` to the same shape.
+
+        Args:
+            fuse: Compute with :mod:`mmpoolformer.ops` if the block can, else operation by
+                operation what the paper writes. The numbers are the same.
+        """
+        if fuse and self.can_fuse:
             return self._forward_fused(x)
         branch = _scale(self.token_mixer(self.norm1(x)), self.layer_scale_1)
         x = _scale(x, self.res_scale_1) + self.drop_path(branch)
@@ -289,7 +298,7 @@ class MetaFormer(BaseModule):
         drop_path_rate: Stochastic depth of the last block; it grows linearly
             from 0 over all blocks.
         layer_scale_init_value: Initial value of LayerScale. ``None`` takes the
-            one of ``arch``.
+            one of ``arch``. Architectures of the second paper have no LayerScale.
         fork_feat: Return a normalised map per stage in ``out_indices`` instead
             of class logits. Architectures of the second paper have no classifier here.
         out_indices: Stages to return with ``fork_feat``. Only these own an
@@ -298,10 +307,10 @@ class MetaFormer(BaseModule):
         frozen_stages: ``-1`` freezes nothing, ``0`` the stem, ``k`` the stem and
             the first ``k`` stages with their output norms.
         with_cp: Recompute each block in the backward pass to save memory.
-        token_mixing: ``'fused'`` computes the blocks with :mod:`mmpoolformer.ops`, which
-            give the numbers of the plain definition faster; ``'plain'`` computes the
-            definition. ``None`` takes ``'fused'`` in the blocks whose norm and mixer
-            allow it. The attribute of this name says which runs, and may be set.
+        token_mixing: ``'fused'`` computes the blocks whose norm and mixer allow it with
+            :mod:`mmpoolformer.ops`, which give the numbers of the plain definition faster;
+            ``'plain'`` computes the definition. ``'auto'`` is ``'fused'`` but for small
+            images on the CPU, where the definition is faster. The attribute may be set.
         init_cfg: Initialisation config of mmengine. ``dict(type='Pretrained', checkpoint=…)``
             takes the sources and layouts of :func:`~mmpoolformer.checkpoints.load_pretrained`.
 
@@ -327,7 +336,7 @@ class MetaFormer(BaseModule):
         num_classes: int = 1000,
         frozen_stages: int = -1,
         with_cp: bool = False,
-        token_mixing: str | None = None,
+        token_mixing: str = 'auto',
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__(init_cfg)
@@ -415,8 +424,7 @@ class MetaFormer(BaseModule):
             self.norm = build_norm_layer(out_norm_cfg, embed_dims[-1])[1]
             self.head = nn.Linear(embed_dims[-1], num_classes)
             trunc_normal_init(self.head, std=0.02)
-        if token_mixing is not None:
-            self.token_mixing = token_mixing
+        self.token_mixing = token_mixing
         self._freeze_stages()
 
     @property
@@ -426,9 +434,8 @@ class MetaFormer(BaseModule):
 
     @property
     def token_mixing(self) -> str:
-        """What computes the blocks that can be fused; ``'plain'`` if none can."""
-        fused = any(block.token_mixing == 'fused' for block in self.blocks)
-        return 'fused' if fused else 'plain'
+        """What computes the blocks that can be fused."""
+        return self._token_mixing
 
     @token_mixing.setter
     def token_mixing(self, value: str) -> None:
@@ -441,12 +448,7 @@ class MetaFormer(BaseModule):
                 f'{type(first.token_mixer).__name__} and {type(first.norm1).__name__}: take '
                 "token_mixing='plain', or leave it out"
             )
-        for block in self.blocks:
-            block.token_mixing = value if block.can_fuse else 'plain'
-
-    @property
-    def _is_fused(self) -> bool:
-        return all(block.token_mixing == 'fused' for block in self.blocks)
+        self._token_mixing = value
 
     def switch_to_deploy(self) -> None:
         """Fold what inference does not need as separate parameters, in place.
@@ -482,7 +484,8 @@ class MetaFormer(BaseModule):
         """
         self._check_input(x)
         keeps_layout = self._has_channels_last_caller(x)
-        if self._channels_last_pays(x):
+        fuse = self._fuses(x, keeps_layout)
+        if self._channels_last_pays(x, fuse):
             x = x.contiguous(memory_format=torch.channels_last)
         x = self.patch_embed(x)
         outs = []
@@ -492,9 +495,9 @@ class MetaFormer(BaseModule):
                 continue
             x = self._add_pos_embed(index, x)
             for block in module:
-                x = self._run_block(block, x)
+                x = self._run_block(block, x, fuse)
             if index // 2 in self.out_indices:
-                out = self._norm_output(getattr(self, f'norm{index}'), x)
+                out = self._norm_output(getattr(self, f'norm{index}'), x, fuse)
                 outs.append(out if keeps_layout else out.contiguous())
         if self.fork_feat:
             return tuple(outs)
@@ -512,20 +515,30 @@ class MetaFormer(BaseModule):
             pos_embed = wide.to(pos_embed.dtype)  # 16 bits cannot be interpolated on the CPU
         return x + pos_embed
 
-    def _norm_output(self, norm: nn.Module, x: Tensor) -> Tensor:
-        if self._is_fused and _is_one_group_norm(norm):
+    def _norm_output(self, norm: nn.Module, x: Tensor, fuse: bool) -> Tensor:
+        if fuse and _is_one_group_norm(norm):
             return group_norm(x, norm.weight, norm.bias, norm.eps)
         return norm(x)
 
-    def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+    def _run_block(self, block: nn.Module, x: Tensor, fuse: bool) -> Tensor:
         if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x)
+            return checkpoint(block, x, fuse, use_reentrant=False)
+        return block(x, fuse)
 
-    def _channels_last_pays(self, x: Tensor) -> bool:
+    def _fuses(self, x: Tensor, has_channels_last_caller: bool) -> bool:
+        """Whether the blocks that can be fused are, for these images."""
+        if self.token_mixing != 'auto':
+            return self.token_mixing == 'fused'
+        # One compiled graph for all sizes; and PyTorch's GroupNorm loses digits in channels-last.
+        if x.device.type != 'cpu' or is_compiling() or has_channels_last_caller:
+            return True
+        return x.shape[0] * x.shape[2] * x.shape[3] >= FUSED_PIXELS
+
+    def _channels_last_pays(self, x: Tensor, fuse: bool) -> bool:
         """Whether the blocks run faster with channels in the last axis of memory."""
         # PyTorch's GroupNorm loses digits there (CPU) or copies (CUDA); the fused path has its own.
-        fits = self._is_fused or isinstance(self.blocks[0].norm1, ChannelLayerNorm)
+        all_fused = fuse and all(block.can_fuse for block in self.blocks)
+        fits = all_fused or isinstance(self.blocks[0].norm1, ChannelLayerNorm)
         return fits and (x.is_cuda or (x.device.type == 'cpu' and x.dtype in MKLDNN_TYPES))
 
     def _has_channels_last_caller(self, x: Tensor) -> bool:

@@ -27,10 +27,11 @@ def timm_models():
     return get
 
 
+@pytest.mark.parametrize('token_mixing', ['fused', 'plain'])
 @pytest.mark.parametrize('size', [(64, 64), (75, 101)], ids=str)
-def test_features(arch, size, timm_models):
+def test_features(arch, size, token_mixing, timm_models):
     reference = timm_models(arch)
-    model = PoolFormer(arch).eval()
+    model = PoolFormer(arch, token_mixing=token_mixing).eval()
     weights = {timm_to_official(key): value for key, value in reference.state_dict().items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert {key.split('.')[0] for key in missing} == {'norm0', 'norm2', 'norm4', 'norm6'}
@@ -47,7 +48,7 @@ def test_features(arch, size, timm_models):
 
 def test_logits(arch, timm_models):
     reference = timm_models(arch)
-    model = PoolFormer(arch, fork_feat=False).eval()
+    model = PoolFormer(arch, fork_feat=False, token_mixing='fused').eval()
     model.load_state_dict(
         {timm_to_official(key): value for key, value in reference.state_dict().items()}
     )

@@ -19,8 +19,8 @@ needs_whole_graphs = pytest.mark.skipif(
 )
 
 
-def build(**options):
-    model = PoolFormer(TINY, **options)
+def build(token_mixing='fused', **options):
+    model = PoolFormer(TINY, token_mixing=token_mixing, **options)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():  # every part matters, unlike LayerScale at 1e-5
         noise = torch.randn(parameter.shape, generator=generator)
@@ -87,19 +87,45 @@ def test_autocast_is_as_near_to_float64_as_the_plain_definition(image):
     assert distance(actual, exact) <= 1.1**2 * distance(expected, exact)
 
 
-def test_path_is_fused_by_default_and_can_be_asked_and_set(image):
+def is_fused(model, image):
+    """Whether the blocks compute no norm by itself."""
+    calls = []
+    hook = model.network[0][0].norm1.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        model(image)
+    hook.remove()
+    return not calls
+
+
+def test_path_can_be_asked_and_set(image):
     model = build()
-    assert model.token_mixing == 'fused'
+    assert model.token_mixing == 'fused' and is_fused(model, image)
     expected = model(image)
     model.token_mixing = 'plain'
-    assert model.token_mixing == 'plain'
+    assert model.token_mixing == 'plain' and not is_fused(model, image)
     assert_features_close(model(image), expected)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'fused'),
+    [((1, 3, 128, 128), False), ((4, 3, 128, 128), True), ((1, 3, 256, 320), True)],
+)
+def test_small_images_take_the_plain_path_which_is_faster_there(shape, fused):
+    assert is_fused(PoolFormer(TINY), torch.zeros(shape)) is fused
+
+
+def test_small_channels_last_images_keep_their_digits(image):
+    # PyTorch's GroupNorm in channels-last loses them where the mean is large.
+    model = build('auto')
+    assert not is_fused(model, image)
+    assert is_fused(model, image.to(**CHANNELS_LAST))
+    assert is_fused(model.to(**CHANNELS_LAST), image)
 
 
 @pytest.mark.parametrize('norm_cfg', [BN, dict(type='GN', num_groups=2)], ids=str)
 def test_other_norms_take_the_plain_path(norm_cfg, image):
     model = PoolFormer(TINY, norm_cfg=norm_cfg)
-    assert model.token_mixing == 'plain'
+    assert not is_fused(model, image.repeat(5, 1, 1, 1))
     assert all(f.isfinite().all() for f in model(image))
     with pytest.raises(ValueError, match=r"num_groups=1.*token_mixing='plain'"):
         model.token_mixing = 'fused'
@@ -110,7 +136,7 @@ def test_unknown_path_is_refused():
         PoolFormer(TINY, token_mixing='fast')
 
 
-@pytest.mark.parametrize('token_mixing', ['fused', 'plain'])
+@pytest.mark.parametrize('token_mixing', ['auto', 'fused', 'plain'])
 def test_layout_of_features_is_the_callers(token_mixing, image):
     model = build(token_mixing=token_mixing)
     assert all(f.is_contiguous() for f in model(image))
@@ -127,7 +153,9 @@ def test_blocks_run_in_channels_last(image):
 
 
 @pytest.mark.parametrize(
-    'options', [dict(), dict(token_mixing='plain'), dict(norm_cfg=BN)], ids=str
+    'options',
+    [dict(), dict(token_mixing='plain'), dict(token_mixing='auto', norm_cfg=BN)],
+    ids=str,
 )
 def test_deployed_features_are_the_same(options, image):
     model = build(**options).eval()

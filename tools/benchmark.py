@@ -328,7 +328,7 @@ def backbone(case: dict, name: str) -> nn.Module:
     if name.startswith('timm'):
         return timms
     weights = {re.sub(r'^stages_', 'stages.', key): v for key, v in timms.state_dict().items()}
-    model = PoolFormer(case['arch'], token_mixing='plain' if name in PLAIN else None)
+    model = PoolFormer(case['arch'], token_mixing='plain' if name in PLAIN else 'auto')
     missing, _ = model.load_state_dict(find_weights(weights).to('official'), strict=False)
     assert all(key.startswith('norm') for key in missing), missing  # timm has no output norms
     return model
