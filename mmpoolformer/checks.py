@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from .checkpoints import local_path
 from .config_tree import type_of, walk
 from .metaformer import MetaFormer
 from .registry import BACKBONES
+
+INSTALL_HINTS = {
+    'mmdet': 'pip install onedl-mmdetection (or the classic mmdet)',
+    'mmseg': 'pip install onedl-mmsegmentation (or the classic mmsegmentation)',
+}
+# The data of the config that each phase of a run reads.
+PHASES = {'train': ('train', 'val'), 'test': ('test',)}
 
 
 class LaunchError(Exception):
@@ -170,6 +182,109 @@ def check_backbones(cfg: Config) -> None:
                 remedy = f'did you mean {near}?' if near else f'it has {", ".join(parameters)}'
                 where = '.'.join(map(str, path))
                 raise LaunchError(f'{where}: {type_of(node)} has no argument {name!r}; {remedy}')
+
+
+def check_installed(cfg: Config, path: Path) -> None:
+    """Refuse a config of a toolbox that is not installed, and an mmcv without its ops.
+
+    Args:
+        cfg: The complete config.
+        path: Its file, for the message.
+
+    Raises:
+        LaunchError: Names what is missing and how to install it.
+    """
+    scopes = {cfg.default_scope}
+    for _, node in walk(cfg.to_dict()):
+        if isinstance(node.get('type'), str) and '.' in node['type']:
+            scopes.add(node['type'].split('.')[0])
+    for scope in sorted(scopes):
+        if find_spec(scope) is None:
+            hint = INSTALL_HINTS.get(scope, f'install the package that provides {scope}')
+            raise LaunchError(f'{path} needs {scope}, which is not installed: {hint}')
+    if find_spec('mmcv._ext') is None:
+        raise LaunchError(
+            'mmcv is installed without its compiled ops, which mmdet and mmseg need: '
+            'run `make setup`, or rebuild mmcv with --no-build-isolation beside the installed torch'
+        )
+
+
+def check_checkpoints(cfg: Config, phase: str) -> None:
+    """Refuse a config that names checkpoint files that do not exist.
+
+    Raises:
+        LaunchError: Names the file.
+    """
+    checkpoints = [('load_from', cfg.get('load_from'))]
+    if phase == 'train':
+        pretrained = (node for _, node in walk(cfg.model) if node.get('type') == 'Pretrained')
+        checkpoints += [('init_cfg', node.get('checkpoint')) for node in pretrained]
+    for key, checkpoint in checkpoints:
+        path = checkpoint and local_path(checkpoint)
+        if path and not path.exists():
+            where = '' if key == 'load_from' else f' ({key})'
+            raise LaunchError(f'checkpoint not found: {path}{where}. Give an existing file')
+
+
+def check_data(cfg: Config, phase: str) -> None:
+    """Refuse a config whose annotation files or image folders do not exist.
+
+    Args:
+        cfg: The complete config.
+        phase: A key of :data:`PHASES`.
+
+    Raises:
+        LaunchError: Names all of them, and how to get the data.
+    """
+    paths = []
+    for split in PHASES[phase]:
+        loader = cfg.get(f'{split}_dataloader') or {}
+        paths += _data_paths(loader.get('dataset') or {})
+        for _, evaluator in walk(cfg.get(f'{split}_evaluator')):
+            if _is_on_disk(evaluator):
+                paths.append(evaluator.get('ann_file'))
+    local = [local_path(path) for path in paths if path]
+    missing = [str(path) for path in dict.fromkeys(local) if path and not path.exists()]
+    if missing:
+        source = cfg.get('data_source', 'set the data_root of each dataloader to where it is')
+        raise LaunchError(
+            'data not found:\n  '
+            + '\n  '.join(missing)
+            + f'\nlooked for from {Path.cwd()}.\nHow to get it: {source}'
+        )
+
+
+def check_work_dir(work_dir: Path) -> None:
+    """Make the work dir, and refuse one that cannot be written to.
+
+    Raises:
+        LaunchError: Names it and the reason.
+    """
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=work_dir):
+            pass
+    except OSError as error:
+        raise LaunchError(f'cannot write to the work dir {work_dir}: {error}') from error
+
+
+def _data_paths(dataset: dict) -> Iterator[str]:
+    """The annotation files and image folders that a dataset, wrapped or not, will open."""
+    for _, node in walk(dataset):
+        root = node.get('data_root') or ''
+        annotations = node.get('ann_file')
+        parts = [
+            *(annotations if isinstance(annotations, (list, tuple)) else [annotations]),
+            *(node.get('data_prefix') or {}).values(),
+        ]
+        if _is_on_disk(node) and 'pipeline' in node:
+            yield root
+            yield from (os.path.join(root, part) for part in parts if part)
+
+
+def _is_on_disk(node: dict) -> bool:
+    backend = (node.get('backend_args') or {}).get('backend', 'local')
+    return backend in ('local', 'disk', 'hard_disk')
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -12,9 +12,7 @@ import json
 import os
 import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,12 +24,17 @@ from mmengine.utils import import_modules_from_strings
 
 from .checkpoints import CheckpointError, local_path, register_loaders
 from .checks import (
+    PHASES,
     CheckLoadedWeights,
     CheckLoss,
     DataError,
     LaunchError,
     check_backbones,
+    check_checkpoints,
+    check_data,
+    check_installed,
     check_options,
+    check_work_dir,
     name_errors,
 )
 from .config_tree import type_of, walk
@@ -51,12 +54,7 @@ from .registry import BACKBONES
 from .swap import SwapError, swap_backbone
 from .zoo import SEPARATOR, find_config
 
-INSTALL_HINTS = {
-    'mmdet': 'pip install onedl-mmdetection (or the classic mmdet)',
-    'mmseg': 'pip install onedl-mmsegmentation (or the classic mmsegmentation)',
-}
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-PHASES = {'train': ('train', 'val'), 'test': ('test',)}
 
 
 def run(main: Callable[[], None]) -> None:
@@ -185,7 +183,7 @@ def load_config(args: argparse.Namespace, arch: str | None = None) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = os.path.join('work_dirs', name)
-    _check_installed(cfg, path)
+    check_installed(cfg, path)
     check_backbones(cfg)
     register_loaders(replace=True, allow_pickle=args.allow_pickle)
     for _, node in walk(cfg.model):
@@ -208,9 +206,9 @@ def build_runner(cfg: Config, phase: str) -> Runner:
     """
     if phase == 'train':
         _prepare_training(cfg)
-    _check_checkpoints(cfg, phase)
-    _check_data(cfg, phase)
-    _check_work_dir(Path(cfg.work_dir))
+    check_checkpoints(cfg, phase)
+    check_data(cfg, phase)
+    check_work_dir(Path(cfg.work_dir))
     if cfg.launcher != 'none':
         check_launcher(cfg.launcher)
         if not torch.cuda.is_available():
@@ -357,78 +355,3 @@ def _similar_configs(path: Path) -> str:
         names = sorted(p.name for p in path.parent.glob('*.py'))
         return f'In {path.parent} there are: {", ".join(names) or "no configs"}'
     return f'There is no folder {path.parent}'
-
-
-def _check_installed(cfg: Config, path: Path) -> None:
-    scopes = {cfg.default_scope}
-    for _, node in walk(cfg.to_dict()):
-        if isinstance(node.get('type'), str) and '.' in node['type']:
-            scopes.add(node['type'].split('.')[0])
-    for scope in sorted(scopes):
-        if find_spec(scope) is None:
-            hint = INSTALL_HINTS.get(scope, f'install the package that provides {scope}')
-            raise LaunchError(f'{path} needs {scope}, which is not installed: {hint}')
-    if find_spec('mmcv._ext') is None:
-        raise LaunchError(
-            'mmcv is installed without its compiled ops, which mmdet and mmseg need: '
-            'run `make setup`, or rebuild mmcv with --no-build-isolation beside the installed torch'
-        )
-
-
-def _check_checkpoints(cfg: Config, phase: str) -> None:
-    checkpoints = [('load_from', cfg.get('load_from'))]
-    if phase == 'train':
-        pretrained = (node for _, node in walk(cfg.model) if node.get('type') == 'Pretrained')
-        checkpoints += [('init_cfg', node.get('checkpoint')) for node in pretrained]
-    for key, checkpoint in checkpoints:
-        path = checkpoint and local_path(checkpoint)
-        if path and not path.exists():
-            where = '' if key == 'load_from' else f' ({key})'
-            raise LaunchError(f'checkpoint not found: {path}{where}. Give an existing file')
-
-
-def _check_data(cfg: Config, phase: str) -> None:
-    paths = []
-    for split in PHASES[phase]:
-        loader = cfg.get(f'{split}_dataloader') or {}
-        paths += _data_paths(loader.get('dataset') or {})
-        for _, evaluator in walk(cfg.get(f'{split}_evaluator')):
-            if _is_on_disk(evaluator):
-                paths.append(evaluator.get('ann_file'))
-    local = [local_path(path) for path in paths if path]
-    missing = [str(path) for path in dict.fromkeys(local) if path and not path.exists()]
-    if missing:
-        source = cfg.get('data_source', 'set the data_root of each dataloader to where it is')
-        raise LaunchError(
-            'data not found:\n  '
-            + '\n  '.join(missing)
-            + f'\nlooked for from {Path.cwd()}.\nHow to get it: {source}'
-        )
-
-
-def _check_work_dir(work_dir: Path) -> None:
-    try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=work_dir):
-            pass
-    except OSError as error:
-        raise LaunchError(f'cannot write to the work dir {work_dir}: {error}') from error
-
-
-def _data_paths(dataset: dict) -> Iterator[str]:
-    """The annotation files and image folders that a dataset, wrapped or not, will open."""
-    for _, node in walk(dataset):
-        root = node.get('data_root') or ''
-        annotations = node.get('ann_file')
-        parts = [
-            *(annotations if isinstance(annotations, (list, tuple)) else [annotations]),
-            *(node.get('data_prefix') or {}).values(),
-        ]
-        if _is_on_disk(node) and 'pipeline' in node:
-            yield root
-            yield from (os.path.join(root, part) for part in parts if part)
-
-
-def _is_on_disk(node: dict) -> bool:
-    backend = (node.get('backend_args') or {}).get('backend', 'local')
-    return backend in ('local', 'disk', 'hard_disk')

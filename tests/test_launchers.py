@@ -12,7 +12,7 @@ from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 from mmengine.fileio import load
 
-from mmpoolformer import launch
+from mmpoolformer import checks
 
 RETINANET = CONFIGS / 'detection' / 'retinanet_poolformer-s12_fpn_1x_coco.py'
 MASK_RCNN = CONFIGS / 'detection' / 'mask-rcnn_poolformer-s12_fpn_1x_coco.py'
@@ -248,7 +248,7 @@ def test_remote_data_is_not_looked_for_on_disk():
         pipeline=[],
         backend_args=dict(backend='petrel', path_mapping={'data/': 's3://bucket/'}),
     )
-    assert not list(launch._data_paths(dict(type='RepeatDataset', dataset=dataset)))
+    assert not list(checks._data_paths(dict(type='RepeatDataset', dataset=dataset)))
 
 
 @pytest.mark.parametrize(
