@@ -298,14 +298,13 @@ def _check_annotation(
     """The problems of an annotation, and whether training uses it."""
     fields = annotation if isinstance(annotation, dict) else {}
     here = f'annotation {fields.get("id", f"at position {position}")}'
-    if not _is_id(fields.get('id')) or not _is_id(fields.get('image_id')):
-        return [Problem(ERROR, 'broken annotation', here, 'no integer id or image_id')], False
+    for key in ('id', 'image_id', 'category_id'):
+        if not _is_id(fields.get(key)):
+            return [Problem(ERROR, 'broken annotation', here, f'no integer {key}')], False
     image = images.get(fields['image_id'])
     if image is None:
         detail = f'image_id {fields["image_id"]}'
         return [Problem(WARNING, 'annotation of an unknown image, skipped', here, detail)], False
-    if not _is_id(fields.get('category_id')):
-        return [Problem(ERROR, 'broken annotation', here, 'no integer category_id')], False
     box = fields.get('bbox')
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
         return [Problem(ERROR, 'broken box', here, f'bbox {box!r}'[:80])], False

@@ -17,6 +17,9 @@ import torch
 from mmengine.dist import all_reduce, barrier, get_world_size, is_main_process, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from .checks import name_errors
 
 POINTER = 'last_checkpoint'  # mmengine's file with the path of the newest checkpoint
 PARTIAL = '.partial'  # what a file is called until it is whole
@@ -83,7 +86,15 @@ def find_checkpoints(work_dir: Path) -> list[Path]:
 
 
 class ResumableRunner(Runner):
-    """mmengine's runner, whose checkpoints are whole or not there."""
+    """mmengine's runner, whose checkpoints are whole or not there, and whose data name files."""
+
+    @staticmethod
+    def build_dataloader(*args, **kwargs) -> DataLoader:
+        # Here, as some loops start the workers when they are built.
+        dataloader = Runner.build_dataloader(*args, **kwargs)
+        name_errors(dataloader.dataset)
+        dataloader.worker_init_fn = WorkerSignals(dataloader.worker_init_fn)
+        return dataloader
 
     @master_only
     def save_checkpoint(self, out_dir, filename, *args, **kwargs) -> None:

@@ -35,7 +35,6 @@ from .checks import (
     check_installed,
     check_options,
     check_work_dir,
-    name_errors,
 )
 from .config_tree import type_of, walk
 from .distributed import check_launcher, prepare_cpu
@@ -46,7 +45,6 @@ from .interruptions import (
     ResumeHook,
     SafeCheckpointHook,
     Terminated,
-    WorkerSignals,
     newest_intact_checkpoint,
     replace_file,
 )
@@ -265,7 +263,7 @@ def test(runner: Runner) -> dict:
 
 
 def _build_loops(runner: Runner, phase: str) -> None:
-    """Build the data sets where an error is still one of the data, and let theirs name files."""
+    """Build the data sets where an error is still one of the data."""
     if not isinstance(runner, Runner):  # a FlexibleRunner builds them with its strategy
         return
     for split in PHASES[phase]:
@@ -280,8 +278,6 @@ def _build_loops(runner: Runner, phase: str) -> None:
                 f'{_last_line(error)}. tools/check_dataset.py CONFIG says what is wrong with it'
             ) from error
         setattr(runner, f'_{split}_loop', loop)
-        name_errors(loop.dataloader.dataset)
-        loop.dataloader.worker_init_fn = WorkerSignals(loop.dataloader.worker_init_fn)
 
 
 def _last_line(error: Exception) -> str:

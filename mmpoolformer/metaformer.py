@@ -40,8 +40,8 @@ MKLDNN_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 # How blocks compute their two halves: as the paper writes them, or the same with fewer passes,
 # or what is faster of both.
 TOKEN_MIXING = ('auto', 'fused', 'plain')
-# Pixels of a batch of images from which fewer passes pay on the CPU, less than one of 256×256:
-# below, the maps stay in its caches.
+# Pixels of a batch of images from which fewer passes pay in inference on the CPU, less than one of
+# 256×256: below, the maps stay in its caches.
 FUSED_PIXELS = 60_000
 
 # In public from torch 2.3 on.
@@ -309,8 +309,8 @@ class MetaFormer(BaseModule):
         with_cp: Recompute each block in the backward pass to save memory.
         token_mixing: ``'fused'`` computes the blocks whose norm and mixer allow it with
             :mod:`mmpoolformer.ops`, which give the numbers of the plain definition faster;
-            ``'plain'`` computes the definition. ``'auto'`` is ``'fused'`` but for small
-            images on the CPU, where the definition is faster. The attribute may be set.
+            ``'plain'`` computes the definition. ``'auto'`` is ``'fused'`` but for small images
+            in inference on the CPU, where the definition is faster. The attribute may be set.
         init_cfg: Initialisation config of mmengine. ``dict(type='Pretrained', checkpoint=…)``
             takes the sources and layouts of :func:`~mmpoolformer.checkpoints.load_pretrained`.
 
@@ -529,8 +529,10 @@ class MetaFormer(BaseModule):
         """Whether the blocks that can be fused are, for these images."""
         if self.token_mixing != 'auto':
             return self.token_mixing == 'fused'
+        if x.device.type != 'cpu' or torch.is_grad_enabled():
+            return True
         # One compiled graph for all sizes; and PyTorch's GroupNorm loses digits in channels-last.
-        if x.device.type != 'cpu' or is_compiling() or has_channels_last_caller:
+        if is_compiling() or has_channels_last_caller:
             return True
         return x.shape[0] * x.shape[2] * x.shape[3] >= FUSED_PIXELS
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import CONFIGS, run_tool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from PIL import Image
 
@@ -346,7 +347,7 @@ def test_annotations_that_pass_are_loaded_by_mmdet(folder, text):
     if any(problem.level == ERROR for problem in problems):
         return
     pipeline = [
-        dict(type='mmdet.LoadImageFromFile'),
+        dict(type=LoadImageFromFile),
         dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True),
         dict(type='mmdet.PackDetInputs'),
     ]

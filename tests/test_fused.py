@@ -87,11 +87,11 @@ def test_autocast_is_as_near_to_float64_as_the_plain_definition(image):
     assert distance(actual, exact) <= 1.1**2 * distance(expected, exact)
 
 
-def is_fused(model, image):
+def is_fused(model, image, training=False):
     """Whether the blocks compute no norm by itself."""
     calls = []
     hook = model.network[0][0].norm1.register_forward_hook(lambda *_: calls.append(1))
-    with torch.no_grad():
+    with torch.set_grad_enabled(training):
         model(image)
     hook.remove()
     return not calls
@@ -110,8 +110,10 @@ def test_path_can_be_asked_and_set(image):
     ('shape', 'fused'),
     [((1, 3, 128, 128), False), ((4, 3, 128, 128), True), ((1, 3, 256, 320), True)],
 )
-def test_small_images_take_the_plain_path_which_is_faster_there(shape, fused):
-    assert is_fused(PoolFormer(TINY), torch.zeros(shape)) is fused
+def test_inference_on_small_images_takes_the_plain_path_which_is_faster_there(shape, fused):
+    model = PoolFormer(TINY)
+    assert is_fused(model, torch.zeros(shape)) is fused
+    assert is_fused(model, torch.zeros(shape), training=True)
 
 
 def test_small_channels_last_images_keep_their_digits(image):

@@ -1,11 +1,14 @@
 """The formula for the memory of training."""
 
 import pytest
+import torch
 from conftest import load_tool
 
 REPORT = load_tool('memory_report')
 
 
+# The formula is that of the maintained stack.
+@pytest.mark.skipif(not hasattr(torch.library, 'custom_op'), reason='torch 2.1 keeps less')
 @pytest.mark.parametrize('mode', REPORT['MODES'])
 def test_formula_is_what_the_allocator_counts(mode):
     size = (256, 192)
