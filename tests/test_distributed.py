@@ -228,9 +228,7 @@ def test_two_processes_train_as_one_does(launcher, exact, tmp_path):
     assert metrics[1]['mIoU'] == pytest.approx(metrics[0]['mIoU'], abs=0.2)
 
 
-@pytest.mark.skipif(
-    not hasattr(torch.library, 'custom_op'), reason='torch 2.1 has no FSDP on CPUs'
-)
+@pytest.mark.skipif(not hasattr(torch.library, 'custom_op'), reason='torch 2.1 has no FSDP on CPUs')
 def test_fsdp_trains_as_ddp_does(exact, tmp_path):
     fsdp = """
 runner_type = 'FlexibleRunner'
