@@ -40,9 +40,9 @@ MKLDNN_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 # How blocks compute their two halves: as the paper writes them, or the same with fewer passes,
 # or what is faster of both.
 TOKEN_MIXING = ('auto', 'fused', 'plain')
-# Pixels of a batch of images from which fewer passes pay in inference on the CPU, less than one of
-# 256×256: below, the maps stay in its caches.
-FUSED_PIXELS = 60_000
+# Pixels of a batch of images from which fewer passes pay in inference on the CPU, about one of
+# 200×200: below, the maps stay in its caches.
+FUSED_PIXELS = 40_000
 
 # In public from torch 2.3 on.
 is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)
@@ -65,22 +65,28 @@ class ChannelLayerNorm(nn.LayerNorm):
 
 
 @MODELS.register_module()
-class BiaslessGroupNorm(nn.GroupNorm):
-    """GroupNorm with one group and without a bias."""
+class OneGroupNorm(nn.GroupNorm):
+    """GroupNorm with one group, ``[B, C, H, W]``, to the last digit in every layout."""
 
     _abbr_ = 'gn'
 
-    def __init__(self, num_channels: int, eps: float = 1e-5):
+    def __init__(self, num_channels: int, eps: float = 1e-5, bias: bool = True):
         super().__init__(1, num_channels, eps)
-        self.bias = None
+        if not bias:
+            self.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == 'cpu' and not x.is_contiguous():
+            return group_norm(x, self.weight, self.bias, self.eps)
+        return super().forward(x)
 
 
 # Norms of blocks, outputs, and of stem and downsampling, by ``arch.norm`` and ``arch.baseline``.
-GROUP, CHANNEL = dict(type='GN', num_groups=1), dict(type='ChannelLayerNorm')
+GROUP, CHANNEL = dict(type='OneGroupNorm'), dict(type='ChannelLayerNorm')
 NORMS = {
     ('group', False): (GROUP, GROUP),
     ('channel', False): (CHANNEL, CHANNEL),
-    ('group', True): (dict(type='BiaslessGroupNorm', eps=1e-6), GROUP),
+    ('group', True): (dict(GROUP, bias=False, eps=1e-6), GROUP),
     ('channel', True): (dict(CHANNEL, bias=False, eps=1e-6), dict(CHANNEL, eps=1e-6)),
 }
 DOWNSAMPLING_NORM = dict(CHANNEL, bias=False, eps=1e-6)
@@ -485,7 +491,8 @@ class MetaFormer(BaseModule):
         self._check_input(x)
         keeps_layout = self._has_channels_last_caller(x)
         fuse = self._fuses(x, keeps_layout)
-        if self._channels_last_pays(x, fuse):
+        all_fused = fuse and all(block.can_fuse for block in self.blocks)
+        if self._channels_last_pays(x, all_fused):
             x = x.contiguous(memory_format=torch.channels_last)
         x = self.patch_embed(x)
         outs = []
@@ -497,7 +504,7 @@ class MetaFormer(BaseModule):
             for block in module:
                 x = self._run_block(block, x, fuse)
             if index // 2 in self.out_indices:
-                out = self._norm_output(getattr(self, f'norm{index}'), x, fuse)
+                out = self._norm_output(getattr(self, f'norm{index}'), x, all_fused)
                 outs.append(out if keeps_layout else out.contiguous())
         if self.fork_feat:
             return tuple(outs)
@@ -515,8 +522,8 @@ class MetaFormer(BaseModule):
             pos_embed = wide.to(pos_embed.dtype)  # 16 bits cannot be interpolated on the CPU
         return x + pos_embed
 
-    def _norm_output(self, norm: nn.Module, x: Tensor, fuse: bool) -> Tensor:
-        if fuse and _is_one_group_norm(norm):
+    def _norm_output(self, norm: nn.Module, x: Tensor, all_fused: bool) -> Tensor:
+        if all_fused and _is_one_group_norm(norm):
             return group_norm(x, norm.weight, norm.bias, norm.eps)
         return norm(x)
 
@@ -531,15 +538,14 @@ class MetaFormer(BaseModule):
             return self.token_mixing == 'fused'
         if x.device.type != 'cpu' or torch.is_grad_enabled():
             return True
-        # One compiled graph for all sizes; and PyTorch's GroupNorm loses digits in channels-last.
-        if is_compiling() or has_channels_last_caller:
+        # One compiled graph for all sizes (from torch 2.4 on).
+        if is_compiling() or has_channels_last_caller or not x.is_contiguous():
             return True
         return x.shape[0] * x.shape[2] * x.shape[3] >= FUSED_PIXELS
 
-    def _channels_last_pays(self, x: Tensor, fuse: bool) -> bool:
+    def _channels_last_pays(self, x: Tensor, all_fused: bool) -> bool:
         """Whether the blocks run faster with channels in the last axis of memory."""
-        # PyTorch's GroupNorm loses digits there (CPU) or copies (CUDA); the fused path has its own.
-        all_fused = fuse and all(block.can_fuse for block in self.blocks)
+        # PyTorch's GroupNorm copies there on CUDA; the fused path has its own.
         fits = all_fused or isinstance(self.blocks[0].norm1, ChannelLayerNorm)
         return fits and (x.is_cuda or (x.device.type == 'cpu' and x.dtype in MKLDNN_TYPES))
 
@@ -589,7 +595,7 @@ class MetaFormer(BaseModule):
             if hasattr(self, '_params_init_info'):  # mmengine's log of a whole model
                 update_init_info(self, init_info=f'pretrained weights from {report}')
 
-    def train(self, mode: bool = True) -> PoolFormer:
+    def train(self, mode: bool = True) -> MetaFormer:
         """Set the training mode, keeping frozen stages in evaluation mode.
 
         Evaluation mode also has :func:`~mmpoolformer.memory.reuse_freed_memory`.
@@ -630,10 +636,13 @@ class PoolFormer(MetaFormer):
     """
 
     def __init__(self, arch: str | dict | Arch = 's12', **kwargs):
-        mixers = resolve_arch(arch).token_mixers
-        if 'token_mixers' in kwargs or any(mixer != 'pooling' for mixer in mixers):
+        if 'token_mixers' in kwargs:
             raise ValueError(
-                f'PoolFormer mixes by pooling, arch={arch!r} or token_mixers by something else: '
+                "PoolFormer has no token_mixers, it mixes by pooling: take type='MetaFormer'"
+            )
+        if any(mixer != 'pooling' for mixer in resolve_arch(arch).token_mixers):
+            raise ValueError(
+                f'PoolFormer mixes by pooling, arch={arch!r} by something else: '
                 "take type='MetaFormer'"
             )
         super().__init__(arch, **kwargs)

@@ -13,6 +13,8 @@ from mmengine.registry import Registry
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .archs import is_integer, is_number
+
 TOKEN_MIXERS = Registry('token mixer')
 
 
@@ -62,7 +64,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, head_dim: int = 32, proj_bias: bool = False):
         super().__init__()
-        if head_dim < 1 or dim % head_dim:
+        if not is_integer(head_dim) or head_dim < 1 or dim % head_dim:
             raise ValueError(
                 f'head_dim={head_dim}: give a divisor of the {dim} channels of the stage'
             )
@@ -94,6 +96,8 @@ class SepConv(nn.Module):
     def __init__(self, dim: int, expansion_ratio: float = 2, kernel_size: int = 7):
         super().__init__()
         _check_odd('kernel_size', kernel_size)
+        if not is_number(expansion_ratio) or int(expansion_ratio * dim) < 1:
+            raise ValueError(f'expansion_ratio={expansion_ratio!r}: give a positive number')
         width = int(expansion_ratio * dim)
         self.pwconv1 = nn.Conv2d(dim, width, 1, bias=False)
         self.act1 = StarReLU()
@@ -117,7 +121,8 @@ class FixedSizeMixer(nn.Module):
 
     def __init__(self, dim: int, size: tuple[int, int]):
         super().__init__()
-        if not isinstance(size, (list, tuple)) or len(size) != 2:
+        is_pair = isinstance(size, (list, tuple)) and len(size) == 2
+        if not is_pair or not all(is_integer(side) and side > 0 for side in size):
             raise ValueError(f'size={size!r}: give height and width of the map, such as (14, 14)')
         self.size = tuple(size)
 
@@ -178,7 +183,7 @@ def is_of_one_size(name: str) -> bool:
 
 
 def _check_odd(name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1 or value % 2 == 0:
+    if not is_integer(value) or value < 1 or value % 2 == 0:
         raise ValueError(f'{name}={value!r}: give an odd number, which keeps the size of the map')
 
 

@@ -121,6 +121,7 @@ def test_small_channels_last_images_keep_their_digits(image):
     model = build('auto')
     assert not is_fused(model, image)
     assert is_fused(model, image.to(**CHANNELS_LAST))
+    assert is_fused(model, image.to(**CHANNELS_LAST)[..., 5:, 5:])
     assert is_fused(model.to(**CHANNELS_LAST), image)
 
 
@@ -206,6 +207,23 @@ def test_compiles_without_a_graph_break(training, options, image):
             if training:
                 sum(f.sum() for f in features).backward()
     assert model.network[0][0].norm1.weight.grad is not None or not training
+
+
+@needs_whole_graphs
+def test_small_and_large_images_share_a_compiled_graph(image):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = build('auto', out_indices=(0,)).eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for size in (64, 96, 256):
+            compiled(torch.zeros(2, 3, size, size))
+    assert len(graphs) == 1
 
 
 @needs_whole_graphs

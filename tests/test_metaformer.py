@@ -24,6 +24,7 @@ from mmpoolformer import (
 )
 from mmpoolformer.archs import ABLATIONS, BASELINES, official_weights
 from mmpoolformer.checkpoints import convert, load_pretrained
+from mmpoolformer.metaformer import OneGroupNorm
 from mmpoolformer.zoo import find_config
 
 IN_TIMM = [name for name in BASELINES if name in timm.list_models()]
@@ -406,6 +407,9 @@ def test_a_mixer_of_one_size_refuses_another_one(mixer):
         (dict(token_mixers=dict(type='sep_conv', kernel_size=4)), ['kernel_size=4', 'odd']),
         (dict(token_mixers=dict(type='attention', head_dim=0)), ['head_dim=0', '64 channels']),
         (dict(token_mixers=dict(type='random', size=7)), ['size=7', 'height and width']),
+        (dict(token_mixers=dict(type='random', size=(7.0, 7))), ['7.0', 'height and width']),
+        (dict(token_mixers=dict(type='sep_conv', expansion_ratio=0)), ['=0', 'positive']),
+        (dict(token_mixers=dict(type='attention', head_dim='32')), ["'32'", '64 channels']),
         (dict(input_size=8), ['input_size', '32']),
         (dict(input_size=None), ['input_size=None', '32']),
         (dict(arch=dict(TINY, baseline='no')), ["baseline']='no'", 'True']),
@@ -527,8 +531,31 @@ def test_the_pooling_blocks_of_a_hybrid_can_be_fused():
     fused = model.eval()(image)
     model.token_mixing = 'plain'
     torch.testing.assert_close(fused, model(image), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match='not Identity and GroupNorm'):
+    with pytest.raises(ValueError, match='not Identity and OneGroupNorm'):
         MetaFormer(TINY, token_mixers='identity', token_mixing='fused')
+
+
+@pytest.mark.parametrize('name', ['poolformerv2_s12', 'identityformer_s12', 'metaformer_id_s12'])
+def test_a_frozen_stem_trains_on_small_channels_last_images(name):
+    # PyTorch's GroupNorm crashes in the backward of such maps.
+    model = tiny(name, frozen_stages=0).train()
+    image = torch.randn(1, 3, 64, 64).to(memory_format=torch.channels_last)
+    sum(feature.mean() for feature in model(image)).backward()
+    assert model.network[0][0].norm1.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('bias', [True, False])
+def test_one_group_norm_keeps_its_digits_in_channels_last(bias):
+    norm = OneGroupNorm(8, bias=bias)
+    x = (1e4 + torch.randn(2, 8, 16, 16)).to(memory_format=torch.channels_last).requires_grad_()
+    exact = x.detach().double().contiguous().requires_grad_()
+    actual, expected = norm(x), F.group_norm(exact, 1, eps=norm.eps)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4)
+    weights = torch.randn(2, 8, 16, 16)
+    (actual * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=1e-4, atol=1e-4)
+    assert (norm.bias is not None) == bias
 
 
 def test_attention_takes_memory_in_proportion_to_the_pixels():

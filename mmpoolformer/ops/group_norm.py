@@ -7,11 +7,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def group_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+def group_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor:
     """GroupNorm over one group, to the last digit in every layout.
 
     PyTorch's own, in channels-last on the CPU, subtracts the square of the mean
-    from the mean of the squares. Parameters are as for :func:`~mmpoolformer.ops.pool_mix`.
+    from the mean of the squares, and its backward crashes on small maps whose gradient nobody
+    needs (torch 2.1 and 2.13). Parameters are as for :func:`~mmpoolformer.ops.pool_mix`; ``bias``
+    may be left out.
     """
     return _GroupNorm.apply(x, weight, bias, eps)
 
@@ -23,7 +25,8 @@ class _GroupNorm(torch.autograd.Function):
         ctx.save_for_backward(x, moments, weight, bias)
         _, mean, rstd = per_sample(moments)
         gain = rstd * weight.to(y.dtype)[:, None, None]
-        y.mul_(gain).add_(bias.to(y.dtype)[:, None, None] - mean * gain)
+        offset = 0 if bias is None else bias.to(y.dtype)[:, None, None]
+        y.mul_(gain).add_(offset - mean * gain)
         return y.to(torch.promote_types(x.dtype, weight.dtype))
 
     @staticmethod
@@ -41,8 +44,9 @@ class _GroupNorm(torch.autograd.Function):
         slope = rstd**2 * product_mean
         dx = centred.mul_(-slope).add_(slope * mean - rstd * grad_mean)
         dx.addcmul_(grad, rstd * gain)
-        d_weight, d_bias = d_weight.sum(0).flatten(), d_bias.sum(0).flatten()
-        return dx.to(x.dtype), d_weight.to(weight.dtype), d_bias.to(bias.dtype), None
+        d_weight = d_weight.sum(0).flatten().to(weight.dtype)
+        d_bias = None if bias is None else d_bias.sum(0).flatten().to(bias.dtype)
+        return dx.to(x.dtype), d_weight, d_bias, None
 
 
 def centre(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
