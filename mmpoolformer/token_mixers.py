@@ -66,7 +66,7 @@ class Attention(nn.Module):
         super().__init__()
         if not is_integer(head_dim) or head_dim < 1 or dim % head_dim:
             raise ValueError(
-                f'head_dim={head_dim}: give a divisor of the {dim} channels of the stage'
+                f'head_dim={head_dim!r}: give a divisor of the {dim} channels of the stage'
             )
         self.num_heads = dim // head_dim
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)

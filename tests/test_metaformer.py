@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.model import BaseModule
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import CheckpointLoader
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,7 +24,7 @@ from mmpoolformer import (
     swap_backbone,
 )
 from mmpoolformer.archs import ABLATIONS, BASELINES, official_weights
-from mmpoolformer.checkpoints import convert, load_pretrained
+from mmpoolformer.checkpoints import convert, load_pretrained, register_loaders
 from mmpoolformer.metaformer import OneGroupNorm
 from mmpoolformer.zoo import find_config
 
@@ -124,26 +125,82 @@ def official_baseline_key(key):
         (r'^stages\.(\d)\.downsample\.norm', r'downsample_layers.\1.pre_norm'),
         (r'^stages\.(\d)\.downsample\.conv', r'downsample_layers.\1.conv'),
         (r'^stages\.(\d)\.blocks\.', r'stages.\1.'),
+        (r'^head\.norm', 'norm'),
         (r'^head\.fc', 'head'),
-        (r'^head\.norm\.(weight|bias)$', r'norm.\1'),
     ):
         key = re.sub(pattern, replacement, key)
     return key
 
 
-@pytest.mark.parametrize('name', ['poolformerv2_s12', 'convformer_s18', 'caformer_s18'])
-def test_official_files_of_the_second_paper_load(name, tmp_path):
-    reference = randomise(timm.create_model(name))
+def official_baseline(reference):
+    """The weights of a model of timm's as sail-sg/metaformer has them."""
     weights = {}
     for key, tensor in reference.state_dict().items():
         if re.search(r'(fc\d|pwconv\d)\.weight', key) and tensor.ndim == 4:
             tensor = tensor[:, :, 0, 0]  # linear layers there
         weights[official_baseline_key(key)] = tensor
-    torch.save(weights, tmp_path / 'official.pth')
+    return weights
+
+
+SECOND_PAPER = ['poolformerv2_s12', 'convformer_s18', 'caformer_s18']
+
+
+@pytest.mark.parametrize('name', SECOND_PAPER)
+def test_official_files_of_the_second_paper_load(name, tmp_path):
+    reference = randomise(timm.create_model(name))
+    torch.save(official_baseline(reference), tmp_path / 'official.pth')
     model = MetaFormer(name)
     report = load_pretrained(model, str(tmp_path / 'official.pth'))
     assert report.layout == 'baselines' and report.arch == name
     assert_same_features(model, reference, (64, 64))
+
+
+@pytest.mark.parametrize('layout', ['timm', 'baselines'])
+@pytest.mark.parametrize('name', SECOND_PAPER)
+def test_load_from_takes_classifiers_of_the_second_paper(name, layout, tmp_path):
+    register_loaders(replace=True)
+    reference = randomise(timm.create_model(name))
+    weights = reference.state_dict() if layout == 'timm' else official_baseline(reference)
+    torch.save(weights, tmp_path / 'classifier.pth')
+    model = nn.Module()
+    model.backbone = MetaFormer(name)
+    missing, unexpected = model.load_state_dict(
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'classifier.pth'))['state_dict'],
+        strict=False,
+    )
+    assert {key.split('.')[1] for key in missing} == {'norm0', 'norm2', 'norm4', 'norm6'}
+    assert {key.split('.')[1] for key in unexpected} <= {'norm', 'head'}
+    assert_same_features(model.backbone, reference, (64, 64))
+
+
+@pytest.mark.parametrize('name', ['metaformer_pppa_s12', 'metaformer_ppaa_s12'])
+def test_load_from_takes_classifiers_of_the_hybrids(name, tmp_path):
+    register_loaders(replace=True)
+    source = randomise(MetaFormer(name, fork_feat=False))
+    torch.save(source.state_dict(), tmp_path / 'own.pth')
+    written = convert(str(tmp_path / 'own.pth'), 'official')[1]
+    torch.save(written, tmp_path / 'official.pth')
+    for file in ('own.pth', 'official.pth'):
+        read = CheckpointLoader.load_checkpoint(str(tmp_path / file))['state_dict']
+        expected = {f'backbone.{key}': tensor for key, tensor in source.state_dict().items()}
+        assert read.keys() == expected.keys()
+        assert all(torch.equal(read[key], expected[key]) for key in read)
+
+
+@pytest.mark.parametrize('name', SECOND_PAPER)
+def test_files_of_the_second_paper_are_converted_to_what_each_source_has(name, tmp_path):
+    reference = randomise(timm.create_model(name))
+    contents = {'timm': reference.state_dict(), 'baselines': official_baseline(reference)}
+    for source, weights in contents.items():
+        torch.save(weights, tmp_path / f'{source}.pth')
+        for target, expected in contents.items():
+            written = convert(str(tmp_path / f'{source}.pth'), target)[1]
+            assert written.keys() == expected.keys()
+            assert all(torch.equal(written[key], expected[key]) for key in expected)
+        own = convert(str(tmp_path / f'{source}.pth'), 'official')[1]
+        shapes = {key: tensor.shape for key, tensor in MetaFormer(name).state_dict().items()}
+        assert all(own[key].shape == shapes[key] for key in own if key in shapes)
+        assert len(own.keys() & shapes.keys()) == len(shapes) - 8  # the output norms
 
 
 # Where the official network has the position embeddings, as entries of their own.

@@ -161,6 +161,13 @@ class Part(NamedTuple):
     block: int = 0
     kind: str = ''  # 'weight', 'bias', nothing for a tensor on its own; all of it for a mixer's
 
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it is the kernel of a 1×1 convolution, which some sources have as a matrix."""
+        if self.name == 'mixer':
+            return self.kind in ('pwconv1.weight', 'pwconv2.weight')
+        return self.name in ('fc1', 'fc2') and self.kind == 'weight'
+
     def key(self, layout: str) -> str | None:
         """The full name in a layout, or None where the layout has no such part."""
         root, backbone, classifier = LAYOUTS[layout]
@@ -192,9 +199,23 @@ class Weights(NamedTuple):
 
     def to(self, layout: str) -> dict[str, Tensor]:
         """The state dict in a layout; parts that it has no name for are left out."""
-        named = ((part.key(layout), tensor) for part, tensor in self.tensors.items())
-        state_dict = {key: tensor for key, tensor in named if key is not None}
-        return _with_pos_entries(state_dict) if layout == 'official' else state_dict
+        if layout == 'official':
+            return _with_pos_entries(self.to_own())
+        mixers = self.arch.token_mixers
+        named = {
+            part.key(layout): tensor.flatten(1)
+            if part.is_pointwise and _is_linear(layout, part, mixers[part.stage])
+            else tensor
+            for part, tensor in self.tensors.items()
+        }
+        named.pop(None, None)
+        return named
+
+    def to_own(self) -> dict[str, Tensor]:
+        """The state dict of this package's backbones and classifiers."""
+        named = {part.key('official'): tensor for part, tensor in self.tensors.items()}
+        named.pop(None, None)
+        return named
 
     @property
     def arch(self) -> Arch:
@@ -213,6 +234,10 @@ class Weights(NamedTuple):
                 mixers[part.stage] = MIXERS_WITH.get(part.kind, 'another')
         baseline = any(part.name == 'act' for part in self.tensors)
         return Arch(tuple(layers), tuple(dims), token_mixers=tuple(mixers), baseline=baseline)
+
+    @property
+    def has_classifier(self) -> bool:
+        return any(part.name in ('head', 'head1') for part in self.tensors)
 
     def is_family(self) -> bool:
         """Whether it is another MetaFormer than PoolFormer."""
@@ -325,6 +350,11 @@ def find_weights(state_dict: dict[str, Tensor], prefix: str = '') -> Weights:
             key = prefix + key.removeprefix(root) if key.startswith(root) else outer + key
             parts[key] = part
     tensors = {parts[key]: tensor for key, tensor in state_dict.items() if key in parts}
+    if layout != 'official':  # ours has convolutions, and whatever a mixer of one's own has
+        tensors = {
+            part: tensor[:, :, None, None] if part.is_pointwise and tensor.ndim == 2 else tensor
+            for part, tensor in tensors.items()
+        }
     others = [key for key in state_dict if key not in parts]
     foreign = [key for key in others if _is_inside(layout, key, prefix)]
     if foreign:
@@ -333,6 +363,13 @@ def find_weights(state_dict: dict[str, Tensor], prefix: str = '') -> Weights:
             f'({", ".join(foreign[:5])}): it is another MetaFormer, or a variant'
         )
     return Weights(layout, outer, tensors, others)
+
+
+def _is_linear(layout: str, part: Part, mixer: str) -> bool:
+    """Whether a layout keeps the kernel of a 1×1 convolution as a matrix."""
+    return layout == 'baselines' or (
+        layout == 'timm' and part.name != 'mixer' and mixer == 'attention'
+    )
 
 
 def _without_pos_entries(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -119,9 +119,8 @@ def _for_whole_models(checkpoint: object, source: str) -> dict:
         weights = find_weights(unwrap(checkpoint, source))
     except CheckpointError:
         weights = None  # another model's
-    if weights and not weights.others and any(part.name == 'head' for part in weights.tensors):
-        named = weights.to('official').items()
-        return {'state_dict': {f'backbone.{key}': tensor for key, tensor in named}}
+    if weights and not weights.others and weights.has_classifier:
+        return {'state_dict': {f'backbone.{key}': t for key, t in weights.to_own().items()}}
     if isinstance(checkpoint, dict) and 'state_dict' not in checkpoint and 'model' in checkpoint:
         return dict(checkpoint, state_dict=checkpoint['model'])
     if not isinstance(checkpoint, dict):
