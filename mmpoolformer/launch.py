@@ -22,6 +22,7 @@ from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 from mmengine.utils import import_modules_from_strings
 
+from .archs import METAFORMERS
 from .checkpoints import CheckpointError, local_path, register_loaders
 from .checks import (
     PHASES,
@@ -145,7 +146,7 @@ def load_config(args: argparse.Namespace, arch: str | None = None) -> Config:
 
     Args:
         args: See :func:`add_common_arguments`.
-        arch: The PoolFormer that replaces the config's backbone, see :func:`swap_backbone`.
+        arch: The MetaFormer that replaces the config's backbone, see :func:`swap_backbone`.
 
     Raises:
         LaunchError: No such file, a config that does not parse, or a toolbox that it
@@ -158,7 +159,7 @@ def load_config(args: argparse.Namespace, arch: str | None = None) -> Config:
     cfg = read_config(path)
     if arch is not None:
         cfg = swap_backbone(cfg, arch)
-        name = f'{name}_poolformer-{arch}'
+        name = f'{name}_{arch if arch in METAFORMERS else f"poolformer-{arch}"}'
     try:
         if args.cfg_options:
             check_options(cfg, args.cfg_options)

@@ -19,13 +19,22 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from .archs import ARCHS, NUM_STAGES, Arch, is_integer, official_weights, resolve_arch
+from .archs import (
+    ARCHS,
+    NUM_STAGES,
+    Arch,
+    is_integer,
+    known_names,
+    official_weights,
+    resolve_arch,
+)
 from .config_tree import type_of, walk
 from .metaformer import MetaFormer
 from .registry import TOOLBOXES
 from .token_mixers import is_of_one_size
 
 STRIDES = (4, 8, 16, 32)  # of the four stages
+OFFICIAL_SIZE = 224  # side of the images that the published weights were trained on
 # ImageNet's, in RGB: the input that the published weights know.
 PREPROCESSING = dict(
     mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True, rgb_to_bgr=False
@@ -143,7 +152,7 @@ def swap_backbone(
     keep_optimizer: bool = False,
     **backbone_kwargs,
 ) -> Config:
-    """Replace the backbone of a detector or segmentor by PoolFormer.
+    """Replace the backbone of a detector or segmentor by PoolFormer or another MetaFormer.
 
     Adapted are: ``out_indices``, so that the neck or the heads get the strides they read and
     no stage is idle; the ``in_channels`` of necks and heads; what belongs to the old weights
@@ -153,19 +162,19 @@ def swap_backbone(
 
     Args:
         cfg: A complete config. It is not changed.
-        arch: See :class:`PoolFormer`.
+        arch: See :class:`MetaFormer`.
         checkpoint: Weights to start from: ``'official'`` for the ImageNet weights of the
             official repository, a path or URL, or ``None`` for random ones.
         keep_optimizer: Leave ``optim_wrapper`` and ``param_scheduler`` as they are.
-        backbone_kwargs: More arguments for :class:`PoolFormer`.
+        backbone_kwargs: More arguments for :class:`MetaFormer`.
 
     Returns:
         A new config.
 
     Raises:
         SwapError: The model cannot take a pyramid backbone; says why and what can.
-        ValueError: Unknown architecture, or no official weights for it.
-        TypeError: ``cfg`` is no config, or PoolFormer has no such argument.
+        ValueError: Unknown architecture, or no official weights for it with these mixers.
+        TypeError: ``cfg`` is no config, or the backbone has no such argument.
     """
     return _Swap(cfg, arch, checkpoint, keep_optimizer, backbone_kwargs).cfg
 
@@ -195,7 +204,10 @@ class _Swap:
                 'use Config.fromfile(PATH)'
             )
         self.arch = resolve_arch(arch)
+        self.mixers = _mixers_of(self.arch, backbone_kwargs.get('token_mixers'))
         _check_arguments(arch, checkpoint, backbone_kwargs)
+        if checkpoint == 'official':
+            _check_official_mixers(arch, self.mixers, backbone_kwargs.get('input_size'))
         # to_dict copies; without a text, Config would read the file again.
         self.cfg = Config(cfg.to_dict(), cfg_text=cfg.text or None, filename=cfg.filename)
         self.changes: list[Change] = []
@@ -390,17 +402,15 @@ class _Swap:
     def _replace_backbone(self, arch, stages, checkpoint, backbone_kwargs) -> None:
         old = self.model['backbone']
         by_name = isinstance(arch, str)
-        mixers = backbone_kwargs.get('token_mixers', self.arch.token_mixers)
-        mixers = [mixers] if isinstance(mixers, (str, dict)) else mixers
-        names = {mixer if isinstance(mixer, str) else type_of(mixer) for mixer in mixers}
-        sized = [name for name in sorted(names) if is_of_one_size(name)]
+        sized = _sized(self.mixers)
         if sized and 'input_size' not in backbone_kwargs:
             raise SwapError(
                 f'{_join(sized)} mixes images of one size only: resize or pad all images to it and '
-                'call swap_backbone(cfg, …, input_size=(height, width)), or take another arch'
+                'call swap_backbone(cfg, …, input_size=(height, width), checkpoint=None), or take '
+                'another arch'
             )
-        chosen = 'token_mixers' in backbone_kwargs or (by_name and arch not in ARCHS)
-        kind = 'MetaFormer' if chosen or names != {'pooling'} else 'PoolFormer'
+        pools = 'token_mixers' not in backbone_kwargs and set(self.mixers) == {'pooling'}
+        kind = 'PoolFormer' if pools and (not by_name or arch in ARCHS) else 'MetaFormer'
         new: dict = dict(type=kind, arch=arch if by_name else _as_dict(arch))
         if stages != list(range(NUM_STAGES)):
             new['out_indices'] = tuple(stages)
@@ -656,20 +666,50 @@ def _as_dict(arch: dict | Arch) -> dict:
     return dict(arch) if isinstance(arch, dict) else arch._asdict()
 
 
+def _mixers_of(arch: Arch, token_mixers) -> list[str]:
+    """The names of the token mixers, one per stage."""
+    mixers = arch.token_mixers if token_mixers is None else token_mixers
+    if isinstance(mixers, (str, type, dict)):
+        mixers = [mixers] * NUM_STAGES
+    if not isinstance(mixers, (list, tuple)) or len(mixers) != NUM_STAGES:
+        raise ValueError(f'token_mixers={mixers!r}: give one, or {NUM_STAGES} in a list')
+    cfgs = [mixer if isinstance(mixer, dict) else dict(type=mixer) for mixer in mixers]
+    return [type_of(cfg) for cfg in cfgs]
+
+
+def _sized(mixers: list[str]) -> list[str]:
+    return sorted({name for name in mixers if is_of_one_size(name)})
+
+
+def _check_official_mixers(arch: str, mixers: list[str], input_size) -> None:
+    own = _mixers_of(resolve_arch(arch), None)
+    if mixers != own:
+        raise ValueError(
+            f"checkpoint='official': the weights of {arch} are for {_join(own)}, not for "
+            f'{_join(mixers)}: give checkpoint=None or a path'
+        )
+    if _sized(mixers) and input_size not in (None, OFFICIAL_SIZE, (OFFICIAL_SIZE, OFFICIAL_SIZE)):
+        raise ValueError(
+            f"checkpoint='official': the weights of {arch} mix images of "
+            f'{OFFICIAL_SIZE}×{OFFICIAL_SIZE}, not of input_size={input_size!r}: give '
+            'checkpoint=None or a path'
+        )
+
+
 def _check_arguments(arch, checkpoint, backbone_kwargs) -> None:
     if checkpoint == 'official' and not isinstance(arch, str):
         raise ValueError(
-            f"checkpoint='official' exists for {_join(ARCHS)}, not for an arch of your own: "
-            'give checkpoint=None or a path'
+            f"checkpoint='official' exists for {_join(known_names())}, not for an arch of your "
+            'own: give checkpoint=None or a path'
         )
     chosen = {'arch': 'arch', 'init_cfg': 'checkpoint', 'out_indices': None, 'fork_feat': None}
     allowed = set(inspect.signature(MetaFormer).parameters) - set(chosen)
     for name in backbone_kwargs:
         if name in chosen:
             remedy = f'give {chosen[name]}' if chosen[name] else 'leave it out'
-            raise TypeError(f'{name} follows from the config that PoolFormer is put in: {remedy}')
+            raise TypeError(f'{name} follows from the config that the backbone is put in: {remedy}')
         if name not in allowed:
-            raise TypeError(f'PoolFormer has no argument {name!r}: it has {_join(sorted(allowed))}')
+            raise TypeError(f'MetaFormer has no argument {name!r}: it has {_join(sorted(allowed))}')
 
 
 def _join(values) -> str:

@@ -290,14 +290,15 @@ def test_own_files_load(name, tmp_path):
 
 
 class Depthwise(nn.Module):
-    """A token mixer of a user's own, with parameters of its own."""
+    """A token mixer of a user's own, with parameters and a count of its own."""
 
     def __init__(self, dim):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.norm = nn.BatchNorm2d(dim)
 
     def forward(self, x):
-        return self.conv(x)
+        return self.norm(self.conv(x))
 
 
 @pytest.mark.parametrize(
@@ -668,11 +669,13 @@ def retinanet():
     'arch, options',
     [
         ('s12', dict(token_mixers='attention')),
+        ('s12', dict(token_mixers=Depthwise)),
+        ('caformer_s18', dict(token_mixers=None)),
         (METAFORMERS['caformer_s18'], {}),
         (METAFORMERS['caformer_s18']._asdict(), {}),
         ('randformer_s12', dict(input_size=(800, 1344))),
     ],
-    ids=['s12 with a mixer', 'Arch', 'dict', 'size'],
+    ids=['mixer', 'class', 'its own', 'Arch', 'dict', 'size'],
 )
 def test_swap_gives_a_metaformer_that_builds(arch, options, retinanet):
     cfg = swap_backbone(retinanet, arch, checkpoint=None, **options)
@@ -686,6 +689,23 @@ def test_swap_gives_a_metaformer_that_builds(arch, options, retinanet):
 def test_swap_refuses_a_mixer_of_one_size(name, retinanet):
     with pytest.raises(SwapError, match=r'one size only.*input_size'):
         swap_backbone(retinanet, name)
+
+
+@pytest.mark.parametrize(
+    'arch, options, words',
+    [
+        ('s12', dict(token_mixers='attention'), ['s12', 'attention', 'checkpoint=None']),
+        ('randformer_s12', dict(input_size=(800, 1344)), ['224×224', '1344', 'checkpoint=None']),
+        ('s12', dict(token_mixers=5), ['token_mixers=5', '4 in a list']),
+        ('s12', dict(token_mixers=['pooling'] * 2), ['pooling', '4 in a list']),
+        (METAFORMERS['caformer_s18'], {}, ['caformer_s18', 'checkpoint=None']),
+    ],
+    ids=['mixer', 'size', 'number', 'two', 'arch of ones own'],
+)
+def test_swap_refuses_mixers_without_official_weights(arch, options, words, retinanet):
+    with pytest.raises(ValueError) as error:
+        swap_backbone(retinanet, arch, **options)
+    assert all(word in str(error.value) for word in words), error.value
 
 
 @pytest.mark.parametrize('name', ['caformer_s18', 'metaformer_ppaa_s12'])

@@ -360,7 +360,8 @@ def find_weights(state_dict: dict[str, Tensor], prefix: str = '') -> Weights:
     if foreign:
         raise CheckpointError(
             f'it has {len(foreign)} tensors that a PoolFormer does not have '
-            f'({", ".join(foreign[:5])}): it is another MetaFormer, or a variant'
+            f'({", ".join(foreign[:5])}): it is another MetaFormer, or has a norm_cfg or act_cfg '
+            'that init_cfg does not take (load_from takes whole models with any)'
         )
     return Weights(layout, outer, tensors, others)
 
