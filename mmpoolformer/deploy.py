@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .memory import keep_freed_memory
+from .metaformer import ChannelLayerNorm
 
 
 def switch_to_deploy(model: nn.Module) -> int:
@@ -33,9 +34,12 @@ def compile_for_inference(module: nn.Module) -> None:
     (:mod:`mmpoolformer.memory`).
 
     It takes effect under ``torch.no_grad()``, at the first call, which takes a while. Image
-    sizes may change from call to call.
+    sizes may change from call to call; backbones with channel-wise norms are compiled for each
+    size, up to PyTorch's limit (eight), and after that run as they were.
     """
-    module.forward = torch.compile(module.forward)
+    # In those, Inductor takes wrong strides for sizes that change (torch 2.13).
+    by_size = any(isinstance(part, ChannelLayerNorm) for part in module.modules())
+    module.forward = torch.compile(module.forward, dynamic=False if by_size else None)
     if next(module.parameters()).device.type == 'cpu':
         import torch._inductor.config as inductor
 

@@ -82,6 +82,12 @@ TINY_LOOPS = {
 }  # the data set gives two per epoch
 
 
+# Dynamo of torch 2.1 breaks the graph at what later versions trace.
+needs_whole_graphs = pytest.mark.skipif(
+    not hasattr(torch.library, 'custom_op'), reason='needs torch 2.4 or later'
+)
+
+
 def timm_to_official(key):
     """The official name of a tensor of timm's PoolFormer, written down apart from the package."""
     for pattern, replacement in (

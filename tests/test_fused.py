@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from conftest import needs_whole_graphs
 from torch import nn
 
 from mmpoolformer import PoolFormer
@@ -12,11 +13,6 @@ from mmpoolformer.deploy import compile_for_inference, switch_to_deploy
 TINY = dict(layers=(1, 2, 1, 1), embed_dims=(16, 24, 32, 48))
 BN = dict(type='BN')
 CHANNELS_LAST = dict(memory_format=torch.channels_last)
-
-# Dynamo of torch 2.1 breaks the graph at what later versions trace.
-needs_whole_graphs = pytest.mark.skipif(
-    not hasattr(torch.library, 'custom_op'), reason='needs torch 2.4 or later'
-)
 
 
 def build(token_mixing='fused', **options):

@@ -1,11 +1,12 @@
 """The MetaFormer family against timm, and its token mixers against plain definitions."""
 
+import copy
 import re
 
 import pytest
 import timm
 import torch
-from conftest import CONFIGS, DIGITS, FAMILY, ROOT
+from conftest import CONFIGS, DIGITS, FAMILY, ROOT, needs_whole_graphs
 from mmengine.config import Config
 from mmengine.model import BaseModule
 from mmengine.optim import build_optim_wrapper
@@ -25,6 +26,7 @@ from mmpoolformer import (
 )
 from mmpoolformer.archs import ABLATIONS, BASELINES, official_weights
 from mmpoolformer.checkpoints import convert, load_pretrained, register_loaders
+from mmpoolformer.deploy import compile_for_inference
 from mmpoolformer.metaformer import OneGroupNorm
 from mmpoolformer.zoo import find_config
 
@@ -614,6 +616,18 @@ def test_one_group_norm_keeps_its_digits_in_channels_last(bias):
     (expected * weights).sum().backward()
     torch.testing.assert_close(x.grad.double(), exact.grad, rtol=1e-4, atol=1e-4)
     assert (norm.bias is not None) == bias
+
+
+@needs_whole_graphs
+def test_compile_for_inference_takes_changing_sizes_of_channel_norms():
+    model = tiny('caformer_s18', out_indices=(0,)).eval()
+    reference = copy.deepcopy(model)
+    torch._dynamo.reset()
+    compile_for_inference(model)
+    with torch.no_grad():
+        for size in ((64, 64), (96, 64), (64, 160)):
+            image = torch.randn(1, 3, *size)
+            torch.testing.assert_close(model(image), reference(image), rtol=1e-4, atol=1e-5)
 
 
 def test_attention_takes_memory_in_proportion_to_the_pixels():

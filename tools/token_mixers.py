@@ -267,7 +267,7 @@ def page(content: dict) -> list[str]:
         '- So small a budget shows what a mixer learns soon, not where it ends.',
         '- No position embeddings: attention and identity know positions only from the '
         'convolutions between the stages and their padding.',
-        f'- {len(records)} trainings, {hours:.1f} hours of one core each, on {name}; '
+        f'- {len(records)} trainings, {hours:.1f} hours in all, on one core each, of {name}; '
         f'torch {versions}. [All numbers](token-mixers/study.json).',
     ]
 
