@@ -2,6 +2,8 @@
 
 import copy
 import re
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -664,6 +666,13 @@ def test_a_mixer_of_ones_own_works_as_documented(tmp_path, monkeypatch):
         TOKEN_MIXERS._module_dict.pop('shift')
     kinds = [type(stage[0].token_mixer).__name__ for stage in backbone.network[::2]]
     assert kinds == ['Shift', 'Pooling', 'Pooling', 'Shift']
+
+    command = re.search(r'```shell\n(.*?) +#', page)[1]
+    run = subprocess.run(
+        command.replace('tools/', f'{ROOT}/tools/').replace('python', sys.executable),
+        shell=True, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert 'data not found' in run.stderr and 'shift' not in run.stderr
 
 
 @pytest.mark.parametrize(
