@@ -688,7 +688,8 @@ def _check_official_mixers(arch: str, mixers: list[str], input_size) -> None:
             f"checkpoint='official': the weights of {arch} are for {_join(own)}, not for "
             f'{_join(mixers)}: give checkpoint=None or a path'
         )
-    if _sized(mixers) and input_size not in (None, OFFICIAL_SIZE, (OFFICIAL_SIZE, OFFICIAL_SIZE)):
+    sides = input_size if isinstance(input_size, (list, tuple)) else [input_size]
+    if _sized(mixers) and not {*sides} <= {None, OFFICIAL_SIZE}:
         raise ValueError(
             f"checkpoint='official': the weights of {arch} mix images of "
             f'{OFFICIAL_SIZE}×{OFFICIAL_SIZE}, not of input_size={input_size!r}: give '

@@ -731,6 +731,12 @@ def test_swap_refuses_mixers_without_official_weights(arch, options, words, reti
     assert all(word in str(error.value) for word in words), error.value
 
 
+@pytest.mark.parametrize('input_size', [224, [224, 224]])
+def test_swap_takes_official_weights_at_their_size(input_size, retinanet):
+    cfg = swap_backbone(retinanet, 'randformer_s12', input_size=input_size)
+    assert cfg.model.backbone.init_cfg.checkpoint == official_weights('randformer_s12')
+
+
 @pytest.mark.parametrize('name', ['caformer_s18', 'metaformer_ppaa_s12'])
 def test_swap_takes_every_architecture(name, retinanet):
     cfg = swap_backbone(retinanet, name)
