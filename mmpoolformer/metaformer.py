@@ -28,7 +28,7 @@ from .archs import NUM_STAGES, Arch, is_integer, is_number, resolve_arch
 from .checkpoints.loading import prepare
 from .memory import reuse_freed_memory
 from .ops import channel_mlp, channel_mlp_covers, group_norm, pool_mix
-from .token_mixers import TOKEN_MIXERS, FixedSizeMixer, Pooling, StarReLU
+from .token_mixers import TOKEN_MIXERS, FixedSizeMixer, Pooling, StarReLU, one_per_stage
 
 # The stem divides both sides by 4 and each of the three later stages by 2.
 MIN_SIZE = 32
@@ -650,10 +650,6 @@ class PoolFormer(MetaFormer):
 
 def _mixer_cfgs(mixers, pool_size: int, input_size) -> list[dict]:
     """The config of each stage's token mixer, complete but for the channels."""
-    if isinstance(mixers, (str, type, dict)):
-        mixers = [mixers] * NUM_STAGES
-    valid = isinstance(mixers, (list, tuple)) and len(mixers) == NUM_STAGES
-    _check(mixers, 'token_mixers', valid, f'one, or {NUM_STAGES} in a list')
     sides = (input_size, input_size) if is_integer(input_size) else input_size
     valid = isinstance(sides, (list, tuple)) and len(sides) == 2
     _check(
@@ -663,7 +659,7 @@ def _mixer_cfgs(mixers, pool_size: int, input_size) -> list[dict]:
         f'a side, or height and width, of at least {MIN_SIZE}',
     )
     cfgs = []
-    for stage, mixer in enumerate(mixers):
+    for stage, mixer in enumerate(one_per_stage(mixers)):
         cfg = dict(mixer) if isinstance(mixer, dict) else dict(type=mixer)
         mixer_class = cfg.get('type')
         if isinstance(mixer_class, str):

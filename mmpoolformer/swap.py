@@ -31,7 +31,7 @@ from .archs import (
 from .config_tree import type_of, walk
 from .metaformer import MetaFormer
 from .registry import TOOLBOXES
-from .token_mixers import is_of_one_size
+from .token_mixers import is_of_one_size, one_per_stage
 
 STRIDES = (4, 8, 16, 32)  # of the four stages
 OFFICIAL_SIZE = 224  # side of the images that the published weights were trained on
@@ -668,11 +668,7 @@ def _as_dict(arch: dict | Arch) -> dict:
 
 def _mixers_of(arch: Arch, token_mixers) -> list[str]:
     """The names of the token mixers, one per stage."""
-    mixers = arch.token_mixers if token_mixers is None else token_mixers
-    if isinstance(mixers, (str, type, dict)):
-        mixers = [mixers] * NUM_STAGES
-    if not isinstance(mixers, (list, tuple)) or len(mixers) != NUM_STAGES:
-        raise ValueError(f'token_mixers={mixers!r}: give one, or {NUM_STAGES} in a list')
+    mixers = one_per_stage(arch.token_mixers if token_mixers is None else token_mixers)
     cfgs = [mixer if isinstance(mixer, dict) else dict(type=mixer) for mixer in mixers]
     return [type_of(cfg) for cfg in cfgs]
 

@@ -13,7 +13,7 @@ from mmengine.registry import Registry
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .archs import is_integer, is_number
+from .archs import NUM_STAGES, is_integer, is_number
 
 TOKEN_MIXERS = Registry('token mixer')
 
@@ -174,6 +174,19 @@ class StarReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * F.relu(x) ** 2 + self.bias
+
+
+def one_per_stage(token_mixers) -> list:
+    """Write ``token_mixers`` out, one for each stage.
+
+    Raises:
+        ValueError: Neither one mixer nor one per stage.
+    """
+    if isinstance(token_mixers, (str, type, dict)):
+        return [token_mixers] * NUM_STAGES
+    if not isinstance(token_mixers, (list, tuple)) or len(token_mixers) != NUM_STAGES:
+        raise ValueError(f'token_mixers={token_mixers!r}: give one, or {NUM_STAGES} in a list')
+    return list(token_mixers)
 
 
 def is_of_one_size(name: str) -> bool:
