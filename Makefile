@@ -1,6 +1,7 @@
 # make demo   set up, make the data set, train and evaluate, show a table and pictures
 # make test   set up, run the whole suite
 # make test-long  the tests that take minutes: runs killed at random moments
+# make test-gpu  the operations and the backbone on this machine's GPU, which the others leave alone
 # make setup  the environment alone; STACK=maintained (default) or classic, PYTHON=...
 # make lint   ruff
 # make clean  remove everything that was made here
@@ -13,10 +14,10 @@ RUN = $(VENV)/bin/python
 # Modules from elsewhere would hide those of the environment.
 unexport PYTHONPATH
 
-.PHONY: demo test test-long setup lint clean
+.PHONY: demo test test-long test-gpu setup lint clean
 
 demo: setup
-	$(RUN) tools/demo.py
+	$(RUN) dev/demo.py
 
 test: setup
 	$(RUN) -m pytest -n 2 --dist worksteal
@@ -24,12 +25,15 @@ test: setup
 test-long: setup
 	$(RUN) -m pytest -m long -s
 
+test-gpu: setup
+	MMPOOLFORMER_TEST_GPU=1 $(RUN) -m pytest tests/ops
+
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
 setup:
-	@python3 tools/setup_env.py --stack $(STACK) --venv $(VENV) $(if $(PYTHON),--python $(PYTHON))
+	@python3 dev/setup_env.py --stack $(STACK) --venv $(VENV) $(if $(PYTHON),--python $(PYTHON))
 
 clean:
 	rm -rf .venv .venv-classic build dist *.egg-info work_dirs data/digits .pytest_cache .ruff_cache

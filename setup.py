@@ -60,6 +60,9 @@ setup(
             'mmsegmentation>=1.2.2',
         ],
         'weights': ['timm', 'huggingface_hub', 'safetensors'],
+        # Beside an OpenCV that is there already: pip install --no-deps grad-cam ttach
+        'explain': ['grad-cam'],
+        'convert': ['globox>=2.9'],
         'digits': ['rich', 'scikit-image', 'scikit-learn', 'opencv-python', 'pycocotools'],
     },
     cmdclass={'build_py': BuildWithMim},

@@ -3,12 +3,12 @@
 ``import mmpoolformer`` registers the backbones with every installed toolbox.
 """
 
+from .adapt.own_data import OwnDataError, own_data_changes, use_dataset
+from .adapt.swap import SwapError, swap_backbone, swap_changes
 from .archs import ARCHS, METAFORMERS, Arch
 from .checkpoints import CheckpointError, register_loaders
-from .metaformer import MetaFormer, PoolFormer
+from .models import TOKEN_MIXERS, MetaFormer, PoolFormer
 from .registry import register_backbones
-from .swap import SwapError, swap_backbone, swap_changes
-from .token_mixers import TOKEN_MIXERS
 from .version import __version__
 
 __all__ = [
@@ -18,11 +18,14 @@ __all__ = [
     'Arch',
     'CheckpointError',
     'MetaFormer',
+    'OwnDataError',
     'PoolFormer',
     'SwapError',
     '__version__',
+    'own_data_changes',
     'swap_backbone',
     'swap_changes',
+    'use_dataset',
 ]
 
 register_backbones()

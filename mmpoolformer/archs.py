@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 
 class Arch(NamedTuple):
@@ -12,23 +13,37 @@ class Arch(NamedTuple):
         layers: Blocks per stage.
         embed_dims: Channels per stage.
         mlp_ratios: Hidden width of the channel MLP over ``embed_dims``.
-        layer_scale_init_value: Initial value of LayerScale.
+        layer_scale_init_value: Initial value of LayerScale on the branches, or ``None`` for
+            architectures that have ResScale instead.
         token_mixers: Name or config of the token mixer per stage.
-        norm: Norm of the blocks: ``'group'``, over channels and positions (GroupNorm with one
-            group), or ``'channel'``, over the channels of a position (LayerNorm).
-        baseline: Blocks of the second paper: StarReLU, no biases, no LayerScale, scaled
-            residuals in the last two stages, norms after the stem and before each downsampling.
+        norm: What the norms run over: ``'group'``, channels and positions (GroupNorm with one
+            group), or ``'channel'``, the channels of a position (LayerNorm).
         pos_embeds: Side of the square position embedding before a stage, or ``None``.
+        res_scale_init_values: Initial value of ResScale on the shortcuts of a stage, or ``None``.
+        act: Activation of the channel MLP: ``'gelu'`` or ``'star_relu'``.
+        mlp_bias: Whether the convolutions of the channel MLP have biases.
+        norm_bias: Whether the norms of the blocks have biases.
+        norm_eps: What the norms of the blocks add to the variance.
+        out_norm_eps: What the norms of the outputs add to the variance.
+        downsample_norm: Whether there are norms after the stem and before each downsampling.
+        has_classifier: Whether the classifier is one linear layer, the one that there is here.
     """
 
     layers: tuple[int, ...]
     embed_dims: tuple[int, ...]
     mlp_ratios: tuple[float, ...] = (4, 4, 4, 4)
-    layer_scale_init_value: float = 1e-5
+    layer_scale_init_value: float | None = 1e-5
     token_mixers: tuple[str | dict, ...] = ('pooling', 'pooling', 'pooling', 'pooling')
     norm: str = 'group'
-    baseline: bool = False
     pos_embeds: tuple[int | None, ...] = (None, None, None, None)
+    res_scale_init_values: tuple[float | None, ...] = (None, None, None, None)
+    act: str = 'gelu'
+    mlp_bias: bool = True
+    norm_bias: bool = True
+    norm_eps: float = 1e-5
+    out_norm_eps: float = 1e-5
+    downsample_norm: bool = False
+    has_classifier: bool = True
 
 
 # Table 1 and the training details of arXiv 2111.11418.
@@ -70,15 +85,31 @@ CONV_SIZES: dict[str, Arch] = {
     'm36': Arch((3, 12, 18, 3), (96, 192, 384, 576)),
     'b36': Arch((3, 12, 18, 3), (128, 256, 512, 768)),
 }
+# What they share.
+BASELINE = dict(
+    layer_scale_init_value=None,
+    res_scale_init_values=(None, None, 1.0, 1.0),
+    act='star_relu',
+    mlp_bias=False,
+    norm_bias=False,
+    norm_eps=1e-6,
+    downsample_norm=True,
+    has_classifier=False,
+)
+OVER_CHANNELS = dict(norm='channel', out_norm_eps=1e-6)
 BASELINES: dict[str, Arch] = {
-    f'{family}_{size}': arch._replace(token_mixers=mixers, norm=norm, baseline=True)
-    for family, sizes, norm, mixers in (
+    f'{family}_{size}': arch._replace(**BASELINE, **fields)
+    for family, sizes, fields in (
         # The first of those whose files look the same is what a report calls them.
-        ('poolformerv2', ARCHS, 'group', (POOL,) * 4),
-        ('identityformer', ARCHS, 'group', ('identity',) * 4),
-        ('randformer', ARCHS, 'group', ('identity', 'identity', 'random', 'random')),
-        ('convformer', CONV_SIZES, 'channel', (CONV,) * 4),
-        ('caformer', CONV_SIZES, 'channel', (CONV, CONV, ATTENTION, ATTENTION)),
+        ('poolformerv2', ARCHS, dict(token_mixers=(POOL,) * 4)),
+        ('identityformer', ARCHS, dict(token_mixers=('identity',) * 4)),
+        ('randformer', ARCHS, dict(token_mixers=('identity', 'identity', 'random', 'random'))),
+        ('convformer', CONV_SIZES, dict(OVER_CHANNELS, token_mixers=(CONV,) * 4)),
+        (
+            'caformer',
+            CONV_SIZES,
+            dict(OVER_CHANNELS, token_mixers=(CONV, CONV, ATTENTION, ATTENTION)),
+        ),
     )
     for size, arch in sizes.items()
 }
@@ -130,8 +161,8 @@ def resolve_arch(arch: str | dict | Arch) -> Arch:
         The architecture.
 
     Raises:
-        ValueError: Unknown name or field, missing field, or a field without
-            four positive numbers.
+        ValueError: Unknown name or field, missing field, or a field with another value than
+            :class:`Arch` describes.
         TypeError: ``arch`` is none of the accepted types.
     """
     if isinstance(arch, str):
@@ -147,34 +178,7 @@ def resolve_arch(arch: str | dict | Arch) -> Arch:
         raise TypeError(
             f'arch must be one of {known_names()} or a dict, got {type(arch).__name__}: {arch!r}'
         )
-    for field in ('layers', 'embed_dims', 'mlp_ratios'):
-        values = getattr(arch, field)
-        is_valid = is_number if field == 'mlp_ratios' else is_integer
-        if (
-            not isinstance(values, (list, tuple))
-            or len(values) != NUM_STAGES
-            or not all(is_valid(value) and value > 0 for value in values)
-        ):
-            raise ValueError(
-                f'arch[{field!r}]={values!r}: give {NUM_STAGES} positive numbers, one per stage, '
-                f'as s12 has {getattr(ARCHS["s12"], field)}'
-            )
-    if not is_number(arch.layer_scale_init_value):
-        raise ValueError(
-            f"arch['layer_scale_init_value']={arch.layer_scale_init_value!r}: give a number"
-        )
-    if arch.norm not in ('group', 'channel'):
-        raise ValueError(f"arch['norm']={arch.norm!r}: give 'group' or 'channel'")
-    for field in ('token_mixers', 'pos_embeds'):
-        values = getattr(arch, field)
-        if not isinstance(values, (list, tuple)) or len(values) != NUM_STAGES:
-            raise ValueError(f'arch[{field!r}]={values!r}: give {NUM_STAGES}, one per stage')
-    if not all(side is None or (is_integer(side) and side > 0) for side in arch.pos_embeds):
-        raise ValueError(
-            f"arch['pos_embeds']={arch.pos_embeds!r}: give None or a number of positions per stage"
-        )
-    if not isinstance(arch.baseline, bool):
-        raise ValueError(f"arch['baseline']={arch.baseline!r}: give True or False")
+    _check_fields(arch)
     return arch
 
 
@@ -197,3 +201,73 @@ def is_integer(value) -> bool:
 def is_number(value) -> bool:
     """Whether a config's value is an integer or a float."""
     return is_integer(value) or isinstance(value, float)
+
+
+def _is_positive_integer(value) -> bool:
+    return is_integer(value) and value > 0
+
+
+def _is_positive(value) -> bool:
+    return is_number(value) and value > 0
+
+
+def _is_bool(value) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_one_of(*names: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value in names
+
+
+def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+def _per_stage(fits: Callable[[Any], bool] = lambda value: True) -> Callable[[Any], bool]:
+    return lambda values: (
+        isinstance(values, (list, tuple)) and len(values) == NUM_STAGES and all(map(fits, values))
+    )
+
+
+def _example(field: str) -> str:
+    example = getattr(ARCHS['s12'], field)
+    return f'{NUM_STAGES} positive numbers, one per stage, as s12 has {example}'
+
+
+# Per field, what its values must be, and how an error says so.
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    'layers': (_per_stage(_is_positive_integer), _example('layers')),
+    'embed_dims': (_per_stage(_is_positive_integer), _example('embed_dims')),
+    'mlp_ratios': (_per_stage(_is_positive), _example('mlp_ratios')),
+    'layer_scale_init_value': (
+        _or_none(is_number),
+        'a number, or None beside res_scale_init_values',
+    ),
+    'token_mixers': (_per_stage(), f'{NUM_STAGES}, one per stage'),
+    'norm': (_is_one_of('group', 'channel'), "'group' or 'channel'"),
+    'pos_embeds': (
+        _per_stage(_or_none(_is_positive_integer)),
+        f'{NUM_STAGES}, per stage None or a number of positions',
+    ),
+    'res_scale_init_values': (
+        _per_stage(_or_none(is_number)),
+        f'{NUM_STAGES}, per stage None or a number',
+    ),
+    'act': (_is_one_of('gelu', 'star_relu'), "'gelu' or 'star_relu'"),
+    'norm_eps': (_is_positive, 'a positive number'),
+    'out_norm_eps': (_is_positive, 'a positive number'),
+    **dict.fromkeys(
+        ('mlp_bias', 'norm_bias', 'downsample_norm', 'has_classifier'), (_is_bool, 'True or False')
+    ),
+}
+
+
+def _check_fields(arch: Arch) -> None:
+    for field, value in arch._asdict().items():
+        fits, allowed = FIELDS[field]
+        if not fits(value):
+            raise ValueError(f'arch[{field!r}]={value!r}: give {allowed}')
+    scales = (arch.layer_scale_init_value, *arch.res_scale_init_values)
+    if all(scale is None for scale in scales):
+        field = 'layer_scale_init_value'
+        raise ValueError(f'arch[{field!r}]=None: give {FIELDS[field][1]}')

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .memory import keep_freed_memory
-from .metaformer import ChannelLayerNorm
+from .models.norms import is_over_channels
+from .utils.memory import keep_freed_memory
 
 
 def switch_to_deploy(model: nn.Module) -> int:
@@ -31,14 +31,14 @@ def compile_for_inference(module: nn.Module) -> None:
     On the CPU the weights become constants of the compiled code, laid out for oneDNN
     and with GELU and the residual inside the convolutions; later changes of the weights
     are not seen. The process keeps the memory that it frees from then on
-    (:mod:`mmpoolformer.memory`).
+    (:mod:`mmpoolformer.utils.memory`).
 
     It takes effect under ``torch.no_grad()``, at the first call, which takes a while. Image
     sizes may change from call to call; backbones with channel-wise norms are compiled for each
     size, up to PyTorch's limit (eight), and after that run as they were.
     """
     # In those, Inductor takes wrong strides for sizes that change (torch 2.13).
-    by_size = any(isinstance(part, ChannelLayerNorm) for part in module.modules())
+    by_size = any(map(is_over_channels, module.modules()))
     module.forward = torch.compile(module.forward, dynamic=False if by_size else None)
     if next(module.parameters()).device.type == 'cpu':
         import torch._inductor.config as inductor

@@ -1,15 +1,23 @@
-"""Registration: the only file of the package that knows the toolboxes' registries."""
+"""Registration: the only file of the package that knows the toolboxes' registries.
+
+A toolbox's ``registry`` module does not import its models.
+"""
 
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
-from mmengine.registry import MODELS, Registry
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope, Registry
+from mmengine.utils import import_modules_from_strings
+from torch import nn
 
 from .archs import ARCHS
-from .metaformer import MetaFormer, PoolFormer
+from .models import MetaFormer, PoolFormer
 
 TOOLBOXES = ('mmdet', 'mmseg')
 
@@ -38,8 +46,7 @@ def register_backbones() -> None:
     """Register the backbones with mmengine and with each installed toolbox.
 
     A toolbox's own registry is needed for scoped names such as
-    ``mmdet.PoolFormer``; mmengine's root registry serves the rest. Importing a
-    toolbox's ``registry`` module does not import its models.
+    ``mmdet.PoolFormer``; mmengine's root registry serves the rest.
     """
     for registry in (MODELS, *_toolbox_registries()):
         for name, backbone in BACKBONES.items():
@@ -52,7 +59,7 @@ def _toolbox_registries() -> list[Registry]:
         if find_spec(toolbox) is None:
             continue
         try:
-            registries.append(import_module(f'{toolbox}.registry').MODELS)
+            registries.append(_models_of(toolbox))
         except Exception as error:  # a broken toolbox must not break the other one
             warnings.warn(
                 f'{toolbox} is installed but cannot be imported, so PoolFormer is not '
@@ -60,3 +67,58 @@ def _toolbox_registries() -> list[Registry]:
                 stacklevel=3,
             )
     return registries
+
+
+def _models_of(toolbox: str) -> Registry:
+    return import_module(f'{toolbox}.registry').MODELS
+
+
+def import_models(toolbox: str) -> None:
+    """Import the models of a toolbox, which registers them."""
+    import_module(f'{toolbox}.models')
+
+
+def is_registered(kind: Any, toolbox: str) -> bool:
+    """Whether a toolbox, or the scope in the name, knows a type of model.
+
+    Args:
+        kind: The ``type`` of a config; a class is always known.
+        toolbox: The scope of names that have none.
+    """
+    if not isinstance(kind, str):
+        return True
+    if find_spec(kind.split('.')[0] if '.' in kind else toolbox) is None:
+        return False
+    with DefaultScope.overwrite_default_scope(toolbox):
+        return _models_of(toolbox).get(kind) is not None
+
+
+def build_model(cfg: dict, toolbox: str) -> nn.Module:
+    """Build a model or a part of one from its config, in the scope of a toolbox."""
+    with DefaultScope.overwrite_default_scope(toolbox):
+        return _models_of(toolbox).build(cfg)
+
+
+def custom_modules(cfg: Config) -> list[str]:
+    """The modules that a config names in ``custom_imports``, a new list."""
+    modules = (cfg.get('custom_imports') or {}).get('imports') or []
+    return [modules] if isinstance(modules, str) else list(modules)
+
+
+def import_custom_modules(cfg: Config, must_exist: bool = True) -> None:
+    """Import what a config names in ``custom_imports``, which registers types of its own.
+
+    Args:
+        cfg: The config.
+        must_exist: Whether a module that cannot be imported is an error, unless the config
+            allows it; otherwise it is passed over.
+
+    Raises:
+        ImportError: A module cannot be imported.
+    """
+    if must_exist and cfg.get('custom_imports'):
+        import_modules_from_strings(**cfg.custom_imports)
+    elif not must_exist:
+        for name in custom_modules(cfg):
+            with suppress(ImportError):
+                import_module(name)

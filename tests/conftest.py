@@ -1,105 +1,55 @@
-"""Shared fixtures: tiny data sets with the published layouts, and the launchers."""
+"""Fixtures for all rooms: tiny data sets with the published layouts, and the wheel."""
 
-import json
 import os
-import re
-import runpy
+
+# The same on every machine: the rooms are tested without a GPU, tests/ops also on one
+# (`make test-gpu`). Before torch looks for it.
+if os.environ.get('MMPOOLFORMER_TEST_GPU') != '1':
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''
+
+import gc
+import json
+import logging
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT, run_tool, save_noise
+from mmengine.logging import MMLogger
 from PIL import Image
+from yapf.yapflib import yapf_api
 
 from mmpoolformer.archs import ARCHS
 
-ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / 'configs'
-ALL_CONFIGS = sorted(CONFIGS.glob('*/*.py'))
-FAMILY = [path for path in ALL_CONFIGS if 'poolformer' not in path.name]
-DIGITS = [path for path in ALL_CONFIGS if 'digits' in path.name]
-PUBLISHED = [path for path in ALL_CONFIGS if path not in FAMILY + DIGITS]
-
 torch.set_num_threads(1)
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # for the processes that tests start
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # read when Triton is imported, by whoever is first
 
-TINY_CONFIG = """
-_base_ = {base!r}
-model = dict(
-    data_preprocessor=dict(size=(64, 64)),
-    backbone=dict(
-        _delete_=True,
-        type='PoolFormer',
-        arch=dict(layers=(1, 1, 1, 1), embed_dims=(8, 16, 24, 32)),
-        drop_path_rate=0.1,
-    ),
-    neck=dict(in_channels=[8, 16, 24, 32], out_channels=16),
-    decode_head=dict(in_channels=[16] * 4, channels=16, norm_cfg=dict(_delete_=True, type='BN')),
-)
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='RandomCrop', crop_size=(48, 48)),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackSegInputs'),
-]
-train_dataloader = dict(
-    batch_size=2,
-    num_workers=0,
-    persistent_workers=False,
-    dataset=dict(data_root={root!r}, pipeline=train_pipeline),
-)
-val_dataloader = dict(
-    num_workers=0, persistent_workers=False, dataset=dict(data_root={root!r})
-)
-test_dataloader = val_dataloader
-custom_hooks = [dict(type='EMAHook', momentum=0.1)]
-custom_imports = dict(imports=['mmpoolformer'])
-"""
-TINY_BY_ITERATION = """
-train_cfg = dict(max_iters={iters}, val_interval=4)
-default_hooks = dict(
-    logger=dict(interval=1), checkpoint=dict(interval=3, max_keep_ckpts=2, save_best='mIoU')
-)
-"""
-TINY_BY_EPOCH = """
-train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs={iters} // 2, val_interval=2)
-train_dataloader.update(sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True))
-param_scheduler = [dict(type='MultiStepLR', by_epoch=True, milestones=[2], gamma=0.1)]
-log_processor = dict(by_epoch=True)
-default_hooks = dict(
-    logger=dict(interval=1),
-    checkpoint=dict(by_epoch=True, interval=1, max_keep_ckpts=2, save_best='mIoU'),
-)
-"""
-TINY_LOOPS = {
-    'by_iteration': TINY_BY_ITERATION,
-    'by_epoch': TINY_BY_EPOCH,
-}  # the data set gives two per epoch
+
+def format_each_text_once():
+    """Every checkpoint holds its config, formatted anew: most of the time of a tiny training."""
+    formatted, format_code = {}, yapf_api.FormatCode
+
+    def format_once(text, **options):
+        key = text, repr(options)
+        if key not in formatted:
+            formatted[key] = format_code(text, **options)
+        return formatted[key]
+
+    yapf_api.FormatCode = format_once
 
 
-# Dynamo of torch 2.1 breaks the graph at what later versions trace.
-needs_whole_graphs = pytest.mark.skipif(
-    not hasattr(torch.library, 'custom_op'), reason='needs torch 2.4 or later'
-)
+format_each_text_once()
 
 
-def timm_to_official(key):
-    """The official name of a tensor of timm's PoolFormer, written down apart from the package."""
-    for pattern, replacement in (
-        (r'^stem\.conv', 'patch_embed.proj'),
-        (r'^stages\.(\d)\.downsample\.conv', lambda m: f'network.{2 * int(m[1]) - 1}.proj'),
-        (r'^stages\.(\d)\.blocks\.', lambda m: f'network.{2 * int(m[1])}.'),
-        (r'layer_scale(\d)\.scale', r'layer_scale_\1'),
-        (r'^head\.norm', 'norm'),
-        (r'^head\.fc', 'head'),
-    ):
-        key = re.sub(pattern, replacement, key)
-    return key
+def pytest_collection_finish():
+    # mmengine collects garbage for every data set; what the imports left needs no look.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=ARCHS)
@@ -164,91 +114,9 @@ def ade_root(tmp_path_factory):
 def digits_root(tmp_path_factory):
     """A small digits data set, made by the tool itself."""
     root = tmp_path_factory.mktemp('digits') / 'digits'
-    run_tool('make_digits_dataset', root, '--train', 4, '--val', 2, '--size', 64)
+    counts = '--train', 4, '--val', 2, '--digits', 1, 4
+    run_tool('make_digits_dataset', root, *counts, '--size', 64)
     return root
-
-
-def save_noise(path, width, height, rng):
-    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
-
-
-def load_tool(name, run_name=None):
-    """The names that a script of ``tools/`` defines; like Python, with its folder on the path."""
-    sys.path.insert(0, str(ROOT / 'tools'))
-    try:
-        return runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name=run_name)
-    finally:
-        sys.path.pop(0)
-
-
-def run_tool(name, *args):
-    """Run a script of ``tools/`` in this process, as the command line would."""
-    argv, sys.argv = sys.argv, [f'{name}.py', *map(str, args)]
-    local_rank = os.environ.pop('LOCAL_RANK', None)
-    try:
-        load_tool(name, run_name='__main__')
-    finally:
-        sys.argv = argv
-        os.environ.pop('LOCAL_RANK', None)
-        if local_rank is not None:
-            os.environ['LOCAL_RANK'] = local_rank
-
-
-def tool_error(capsys, name, *args):
-    """Run a script that must refuse its input; return its message, one without a stack trace."""
-    with pytest.raises(SystemExit) as stop:
-        run_tool(name, *args)
-    assert stop.value.code not in (0, None)
-    message = stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err
-    assert 'Traceback' not in message
-    return message
-
-
-def train_options(config, data_root):
-    """``--cfg-options`` that make two cheap iterations and an evaluation of any config here."""
-    options = {'model.backbone.init_cfg': None}
-    for split in ('train', 'val', 'test'):
-        options[f'{split}_dataloader.num_workers'] = 0
-        options[f'{split}_dataloader.persistent_workers'] = False
-        options[f'{split}_dataloader.batch_size'] = 2 if split == 'train' else 1
-        dataset = f'{split}_dataloader.dataset'
-        if split == 'train' and 'sem-fpn' in config.name and 'digits' not in config.name:
-            dataset += '.dataset'
-        options[f'{dataset}.data_root'] = f'{data_root}/'
-    if config.parent.name == 'segmentation':
-        options['train_cfg.max_iters'] = options['train_cfg.val_interval'] = 2
-        options['model.data_preprocessor.size'] = '(64,64)'
-        if 'digits' not in config.name:
-            options['train_dataloader.dataset.dataset.pipeline.2.scale'] = '(128,64)'
-            options['train_dataloader.dataset.dataset.pipeline.3.crop_size'] = '(64,64)'
-            options['val_dataloader.dataset.pipeline.1.scale'] = '(128,64)'
-            options['test_dataloader.dataset.pipeline.1.scale'] = '(128,64)'
-    else:
-        annotations = 'instances_validation' if 'digits' in config.name else 'instances_val2017'
-        for split in ('val', 'test'):
-            options[f'{split}_evaluator.ann_file'] = f'{data_root}/annotations/{annotations}.json'
-        # An undertrained detector has no box above the usual threshold.
-        rcnn = 'rcnn.' if 'mask-rcnn' in config.name else ''
-        options[f'model.test_cfg.{rcnn}score_thr'] = 0.0
-        options[f'model.test_cfg.{rcnn}max_per_img'] = 10
-        if 'digits' in config.name:
-            options['train_cfg.max_iters'] = options['train_cfg.val_interval'] = 2
-        else:
-            options['train_cfg.max_epochs'] = 1
-            options['train_dataloader.dataset.pipeline.2.scale'] = '(96,96)'
-            options['val_dataloader.dataset.pipeline.1.scale'] = '(96,96)'
-            options['test_dataloader.dataset.pipeline.1.scale'] = '(96,96)'
-    return ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
-
-
-def write_tiny_config(folder, loop, root, iters=8):
-    """Write a config of a segmentor of a few channels on a small digits data set."""
-    base = str(CONFIGS / 'segmentation' / 'sem-fpn_poolformer-s12_digits.py')
-    path = folder / 'tiny.py'
-    path.write_text(
-        TINY_CONFIG.format(base=base, root=f'{root}/') + TINY_LOOPS[loop].format(iters=iters)
-    )
-    return path
 
 
 @pytest.fixture(scope='session')
@@ -263,3 +131,69 @@ def wheel(tmp_path_factory):
     pip = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation']
     subprocess.run([*pip, source, '-w', out], check=True)
     return next(out.glob('*.whl'))
+
+
+@pytest.fixture
+def file_of(tmp_path):
+    def save(contents):
+        torch.save(contents, tmp_path / 'weights.pth')
+        return tmp_path / 'weights.pth'
+
+    return save
+
+
+@pytest.fixture
+def log():
+    """What mmengine's logger is given."""
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append((record.levelname, record.getMessage()))
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
+
+
+@pytest.fixture
+def image():
+    return torch.randn(2, 3, 75, 101, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def own_coco(tmp_path):
+    """Ten images with one object of each of three classes."""
+    rng = np.random.default_rng(0)
+    (tmp_path / 'images').mkdir()
+    images, annotations = [], []
+    for number in range(10):
+        save_noise(tmp_path / 'images' / f'{number}.jpg', 64, 64, rng)
+        images.append(dict(id=number, file_name=f'{number}.jpg', width=64, height=64))
+        for k in range(3):
+            x = 20 * k
+            corners = [x, 5, x + 20, 5, x + 20, 40, x, 40]
+            annotations.append(
+                dict(
+                    id=len(annotations), image_id=number, category_id=10 * k + 7, iscrowd=0,
+                    bbox=[x, 5, 20, 35], area=700, segmentation=[corners],
+                )
+            )  # fmt: skip
+    categories = [
+        dict(id=10 * k + 7, name=name) for k, name in enumerate(('screw', 'nut', 'washer'))
+    ]
+    content = dict(images=images, annotations=annotations, categories=categories)
+    (tmp_path / 'all.json').write_text(json.dumps(content))
+    return tmp_path
+
+
+@pytest.fixture
+def own_label_maps(tmp_path):
+    """Ten images and label maps of the four values 0 to 3."""
+    rng = np.random.default_rng(0)
+    for folder in ('images', 'labels'):
+        (tmp_path / folder).mkdir()
+    for number in range(10):
+        save_noise(tmp_path / 'images' / f'{number}.jpg', 64, 64, rng)
+        labels = rng.integers(0, 4, (8, 8)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
+        Image.fromarray(labels).save(tmp_path / 'labels' / f'{number}.png')
+    (tmp_path / 'classes.txt').write_text('sky\nroof\nwall\nground\n')
+    return tmp_path

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ALL_CONFIGS, DIGITS, FAMILY, PUBLISHED
+from helpers import ALL_CONFIGS, DIGITS, FAMILY, PUBLISHED
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from PIL import Image
 
 from mmpoolformer import ARCHS, METAFORMERS
+from mmpoolformer.archs import official_weights
 
 OFFICIAL = 'https://github.com/sail-sg/poolformer/releases/download/v1.0/{}.pth.tar'
 
@@ -139,3 +140,11 @@ def test_label_0_is_ignored_and_label_1_is_the_first_class(config, ade_root, dig
     name = Path(sample['data_samples'].seg_map_path)
     original = torch.from_numpy(np.array(Image.open(name))).long()
     assert torch.equal(labels.long(), torch.where(original == 0, 255, original - 1))
+
+
+@pytest.mark.parametrize(
+    'config', [path for path in FAMILY if path not in DIGITS], ids=lambda path: path.stem
+)
+def test_config_starts_from_the_official_weights(config):
+    backbone = Config.fromfile(config).model.backbone
+    assert backbone.init_cfg == dict(type='Pretrained', checkpoint=official_weights(backbone.arch))

@@ -12,9 +12,12 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS, ROOT, train_options
+import yaml
+from helpers import CONFIGS, ROOT, train_options
+from mmengine.config import Config
 
 RETINANET = CONFIGS / 'detection' / 'retinanet_poolformer-s12_fpn_1x_coco.py'
+INDEX = yaml.safe_load((ROOT / 'model-index.yml').read_text())
 SEM_FPN = CONFIGS / 'segmentation' / 'sem-fpn_poolformer-s12_8xb4-40k_ade20k-512x512.py'
 
 
@@ -28,21 +31,35 @@ def installed(name):
 CLASSIC = installed('openmim')
 
 
+# mim's download but for the transfer: the file holds the URL that was asked for.
+DOWNLOAD = """
+import importlib, pathlib, sys
+module = importlib.import_module('mim.commands.download')
+module.download_from_file = lambda url, path, **_: pathlib.Path(path).write_text(url)
+module.cli(sys.argv[1:])
+"""
+
+
 @pytest.fixture(scope='session')
-def mim(tmp_path_factory, wheel):
+def env(tmp_path_factory, wheel):
     env = dict(os.environ)
     if CLASSIC:
         site = tmp_path_factory.mktemp('site')
         pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', site]
         subprocess.run([*pip, wheel], check=True)
         env['PYTHONPATH'] = str(site)
+    return env
 
-    def call(*args, cwd):
-        command = [Path(sys.executable).with_name('mim'), *map(str, args)]
-        run = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
-        assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
 
-    return call
+def run(command, env, cwd):
+    run = subprocess.run(map(str, command), cwd=cwd, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+
+
+@pytest.fixture(scope='session')
+def mim(env):
+    script = Path(sys.executable).with_name('mim')
+    return lambda *args, cwd: run([script, *args], env, cwd)
 
 
 def test_train_and_test_by_path_and_bare_name(mim, coco_root, tmp_path):
@@ -69,6 +86,31 @@ def test_the_toolboxes_own_launchers_run_our_configs(
     options = train_options(config, ade_root if config == SEM_FPN else coco_root)
     mim('train', toolbox, config, '--work-dir', tmp_path, *options, cwd=tmp_path)
     assert list(tmp_path.glob('*.pth'))
+
+
+@pytest.fixture
+def download_env(env, tmp_path):
+    """Where mim finds this repository as an install, whichever one the environment holds."""
+    if not CLASSIC:
+        folder = tmp_path / 'site' / 'mmpoolformer-0.dist-info'
+        folder.mkdir(parents=True)
+        (folder / 'METADATA').write_text('Metadata-Version: 2.1\nName: mmpoolformer\nVersion: 0\n')
+        url = dict(url=ROOT.as_uri(), dir_info=dict(editable=True))
+        (folder / 'direct_url.json').write_text(json.dumps(url))
+        env = dict(env, PYTHONPATH=f'{folder.parent}:{ROOT}')
+    return env
+
+
+def test_download_of_the_trained_models(download_env, tmp_path):
+    trained = [model for model in INDEX['Models'] if 'Weights' in model]
+    names = [model['Name'] for model in trained]
+    assert len(names) == 5
+    args = ['mmpoolformer', '--config', *names, '--dest', tmp_path]
+    run([sys.executable, '-c', DOWNLOAD, *args], download_env, tmp_path)
+    for model in trained:
+        weights = tmp_path / model['Weights'].split('/')[-1]
+        assert weights.read_text() == model['Weights']
+        assert Config.fromfile(tmp_path / f'{model["Name"]}.py').model.backbone.type == 'PoolFormer'
 
 
 def test_bare_names_are_found_once_in_the_repository():

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import zipfile
 
-from conftest import CONFIGS, ROOT
+from helpers import CONFIGS, ROOT
 
 
 def repository_files(folder):
@@ -22,7 +22,8 @@ def test_wheel_carries_configs_tools_and_index_for_mim(wheel):
     carried = {name for name in names if name.startswith('mmpoolformer/.mim/')}
     assert carried == {f'mmpoolformer/.mim/{name}' for name in expected}
     assert repository_files('mmpoolformer') <= names
-    assert not any(name.startswith(('tests', 'configs', 'tools')) for name in names)
+    folders = ('tests', 'configs', 'tools', 'benchmarks', 'dev')
+    assert not any(name.startswith(folders) for name in names)
 
 
 def test_source_tree_holds_no_mim_folder():

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mmpoolformer.checks import check_options
-from mmpoolformer.dataset_check import ERROR, check_config
-from mmpoolformer.launch import CONFIG_HELP, find_config_file, read_config, run
+from mmpoolformer.datasets import ERROR, check_config
+from mmpoolformer.engine.launch import CONFIG_HELP, find_config_file, override, read_config, run
+from mmpoolformer.utils.progress import track
 
 EXAMPLES = 3
 
@@ -35,22 +34,14 @@ def parse_args():
 def main():
     args = parse_args()
     cfg = read_config(find_config_file(args.config))
-    if args.cfg_options:
-        check_options(cfg, args.cfg_options)
-        cfg.merge_from_dict(args.cfg_options)
-    problems = list(check_config(cfg, args.workers, show_progress))
+    override(cfg, args.cfg_options)
+    problems = list(check_config(cfg, args.workers, track))
     if args.out:
         lines = [f'{p.level}\t{p.kind}\t{p.where}\t{p.detail}\n' for p in problems]
         args.out.write_text(''.join(lines))
     show_table(problems, args.out)
     if any(problem.level == ERROR for problem in problems):
         sys.exit(1)
-
-
-def show_progress(title, count, results):
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        yield from progress.track(results, total=count, description=title[-40:])
 
 
 def show_table(problems, out):

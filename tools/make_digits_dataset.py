@@ -11,16 +11,17 @@ handwritten digits, so nothing is downloaded. The same arguments give the same b
 
 import argparse
 import json
-import shutil
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
-from rich.progress import track
 from skimage import data as skimage_data
 from sklearn.datasets import load_digits
+
+from mmpoolformer.utils.files import replacing
+from mmpoolformer.utils.progress import track
 
 TEXTURES = {
     'brick': skimage_data.brick,
@@ -45,11 +46,17 @@ def parse_args():
     parser.add_argument('--train', type=int, default=800, help='training images (default: 800)')
     parser.add_argument('--val', type=int, default=160, help='validation images (default: 160)')
     parser.add_argument('--size', type=int, default=160, help='image side in pixels (default: 160)')
+    parser.add_argument(
+        '--digits', type=int, nargs=2, default=(4, 8), metavar=('LEAST', 'MOST'),
+        help='digits in an image, as far as there is room (default: 4 8)',
+    )  # fmt: skip
     parser.add_argument('--seed', type=int, default=0, help='random seed (default: 0)')
     args = parser.parse_args()
     for name, minimum in (('train', 1), ('val', 1), ('size', MIN_SIZE), ('seed', 0)):
         if getattr(args, name) < minimum:
             parser.error(f'--{name} {getattr(args, name)}: give at least {minimum}')
+    if not 0 <= args.digits[0] <= args.digits[1]:
+        parser.error(f'--digits {args.digits[0]} {args.digits[1]}: give the lesser number first')
     if args.out.exists():
         parser.error(f'{args.out} exists already: remove it or choose another folder')
     return args
@@ -57,22 +64,21 @@ def parse_args():
 
 def main():
     args = parse_args()
-    partial = args.out.with_name(args.out.name + '.partial')
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        for index, (split, count) in enumerate(
-            (('training', args.train), ('validation', args.val))
-        ):
-            rng = np.random.default_rng([args.seed, index])
-            write_split(partial, split, count, args.size, rng)
-        partial.rename(args.out)  # only a complete data set gets the name asked for
+        with replacing(args.out) as partial:
+            for index, (split, count) in enumerate(
+                (('training', args.train), ('validation', args.val))
+            ):
+                rng = np.random.default_rng([args.seed, index])
+                write_split(partial, split, count, args.size, args.digits, rng)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         sys.exit(f'error: cannot write {args.out}: {error}')
     print(f'{args.out}: {args.train} training and {args.val} validation images')
 
 
-def write_split(root: Path, split: str, count: int, size: int, rng: np.random.Generator):
+def write_split(
+    root: Path, split: str, count: int, size: int, counts: tuple[int, int], rng: np.random.Generator
+):
     """Write the images, label maps and COCO annotations of one split."""
     textures = [texture_area(load(), split) for load in TEXTURES.values()]
     digits = digit_samples(split)
@@ -81,10 +87,10 @@ def write_split(root: Path, split: str, count: int, size: int, rng: np.random.Ge
     label_dir.mkdir(parents=True)
 
     coco = {'images': [], 'annotations': [], 'categories': CATEGORIES}
-    for image_id in track(range(count), description=f'{split} images'):
+    for image_id in track(range(count), count, f'{split} images'):
         image, labels = mosaic(textures, size, rng)
         name = f'{image_id:05d}'
-        for digit, box, mask in paste_digits(image, labels, digits, rng):
+        for digit, box, mask in paste_digits(image, labels, digits, counts, rng):
             rle = coco_mask.encode(np.asfortranarray(mask))
             coco['annotations'].append(
                 {
@@ -159,15 +165,21 @@ def texture_patch(area: np.ndarray, size: int, rng: np.random.Generator) -> np.n
     return patch[..., None].astype(np.float32) * tint
 
 
-def paste_digits(image: np.ndarray, labels: np.ndarray, digits: list, rng: np.random.Generator):
-    """Paste one to four digits whose boxes do not touch, in place.
+def paste_digits(
+    image: np.ndarray,
+    labels: np.ndarray,
+    digits: list,
+    counts: tuple[int, int],
+    rng: np.random.Generator,
+):
+    """Paste digits whose boxes do not touch, in place; ``counts`` are the least and the most.
 
     Yields:
         The digit, its box [x, y, width, height] and its mask, uint8 as large as the image.
     """
     size = len(image)
     taken = np.zeros((size, size), bool)
-    for _ in range(rng.integers(1, 5)):
+    for _ in range(rng.integers(counts[0], counts[1] + 1)):
         digit, sample = digits[rng.integers(len(digits))]
         height = int(size * rng.uniform(0.2, 0.4))
         width = int(height * rng.uniform(0.75, 1.0))

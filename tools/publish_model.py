@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from mmpoolformer.checkpoints import CheckpointError, read_checkpoint, save_state_dict, unwrap
+from mmpoolformer.utils.files import aside
 
 EMA = ('state_dict_ema', 'model_ema')
 
@@ -31,22 +32,26 @@ def main():
 def publish(src: str, dst: Path, allow_pickle: bool = False) -> Path:
     """Write the published file and return its path; neither ``src`` nor ``dst`` is touched."""
     checkpoint = read_checkpoint(src, allow_pickle)
-    averaged = [key for key in EMA if isinstance(checkpoint, dict) and checkpoint.get(key)]
+    parts = checkpoint if isinstance(checkpoint, dict) else {}
+    averaged = [key for key in EMA if isinstance(parts.get(key), dict)]
     kept = {'state_dict': unwrap(checkpoint, src, tuple(averaged) or ('state_dict', 'model'))}
-    bad = [key for key, tensor in kept['state_dict'].items() if not tensor.isfinite().all()]
-    if bad:
-        raise CheckpointError(f'{src} holds NaN or Inf in {", ".join(bad[:5])}')
+    for key, tensor in kept['state_dict'].items():
+        if tensor.is_complex():
+            raise CheckpointError(f'{src} holds complex numbers in {key}, which no weights are')
+        if not tensor.isfinite().all():
+            raise CheckpointError(f'{src} holds NaN or Inf in {key}')
     if averaged or 'ema_state_dict' in checkpoint:
         print('the averaged weights (EMA) are kept')
     if checkpoint.keys() != kept['state_dict'].keys():
         if 'meta' in checkpoint:
             kept['meta'] = checkpoint['meta']
         wrappers = {'state_dict', 'model', *averaged, *kept}
-        print(f'dropped: {" ".join(sorted(checkpoint.keys() - wrappers)) or "nothing"}')
-    partial = dst.with_name(f'.{dst.name}')
-    save_state_dict(kept, partial)
-    digest = hashlib.sha256(partial.read_bytes()).hexdigest()[:8]
-    return partial.replace(dst.with_name(f'{dst.stem}-{digest}{dst.suffix}'))
+        dropped = sorted(map(str, checkpoint.keys() - wrappers))
+        print(f'dropped: {" ".join(dropped) or "nothing"}')
+    with aside(dst) as partial:
+        save_state_dict(kept, partial)
+        digest = hashlib.sha256(partial.read_bytes()).hexdigest()[:8]
+        return partial.replace(dst.with_name(f'{dst.stem}-{digest}{dst.suffix}'))
 
 
 if __name__ == '__main__':

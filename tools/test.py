@@ -2,8 +2,8 @@
 
 import argparse
 
-from mmpoolformer.deploy import compile_for_inference, switch_to_deploy
-from mmpoolformer.launch import (
+from mmpoolformer.engine.inference import add_deploy_arguments, deploy, misfit
+from mmpoolformer.engine.launch import (
     LaunchError,
     add_common_arguments,
     build_runner,
@@ -13,8 +13,6 @@ from mmpoolformer.launch import (
     test,
     write_metrics,
 )
-
-MESSAGE_LENGTH = 2000
 
 
 def parse_args():
@@ -26,12 +24,7 @@ def parse_args():
     )
     parser.add_argument('--show-dir', help='save pictures of the predictions here')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
-    parser.add_argument(
-        '--deploy', action='store_true', help='fold what inference does not need (switch_to_deploy)'
-    )
-    parser.add_argument(
-        '--compile', action='store_true', help='torch.compile the backbone; the start takes longer'
-    )
+    add_deploy_arguments(parser)
     return parser.parse_args()
 
 
@@ -47,10 +40,7 @@ def main():
         save_predictions(cfg, args.out)
     runner = build_runner(cfg, 'test')
     load_whole_model(runner, args.checkpoint)
-    if args.deploy and not switch_to_deploy(runner.model):
-        raise LaunchError('--deploy: no part of this model has switch_to_deploy')
-    if args.compile:
-        compile_for_inference(backbone_of(runner.model))
+    deploy(runner.model, args)
     write_metrics(cfg, 'test', test(runner))
 
 
@@ -60,17 +50,7 @@ def load_whole_model(runner, checkpoint):
     try:
         runner.load_checkpoint(checkpoint, strict=True)
     except (RuntimeError, AttributeError, TypeError) as error:
-        problem = str(error)
-        more = '' if len(problem) < MESSAGE_LENGTH else ' …'
-        raise LaunchError(
-            f'{checkpoint} does not fit the model: {problem[:MESSAGE_LENGTH]}{more}'
-        ) from error
-
-
-def backbone_of(model):
-    while hasattr(model, 'module'):  # test-time augmentation and distributed wrappers
-        model = model.module
-    return model.backbone
+        raise misfit(checkpoint, error) from error
 
 
 def draw_predictions(cfg, show_dir):

@@ -6,8 +6,7 @@ import torch
 
 from mmpoolformer import ARCHS
 from mmpoolformer.archs import known_names
-from mmpoolformer.config_tree import type_of
-from mmpoolformer.launch import (
+from mmpoolformer.engine.launch import (
     LaunchError,
     add_common_arguments,
     build_runner,
@@ -17,6 +16,7 @@ from mmpoolformer.launch import (
     train,
     write_metrics,
 )
+from mmpoolformer.utils.config_tree import type_of
 
 
 def parse_args():

@@ -1,7 +1,8 @@
 """Checkpoints of every source: recognise, convert and load them."""
 
-from .layouts import LAYOUTS, CheckpointError, find_weights
+from .layouts import LAYOUTS, CheckpointError
 from .loading import inspect, load_pretrained
+from .recognition import find_weights
 from .sources import (
     local_path,
     read_checkpoint,

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import logging
-import pickle
 import re
-import tarfile
+import stat
 import zipfile
-from collections import OrderedDict
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import ClassVar
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer, print_log
-from mmengine.utils import digit_version
+from mmengine.logging import print_log
 from torch import Tensor
 
+from ..utils.errors import first_line
+from .extent import check_extent
 from .layouts import CheckpointError
-
-# How torch's restricted unpickler, and ours, say that a pickle wants more than data.
-NEEDS_CODE = re.compile(
-    'unsupported (global|class)|unrecognized function|can only (build|create)|is blocked', re.I
+from .pickles import read_pickle
+from .stand_ins import (
+    ForeignNameError,
+    NotPlainError,
+    PickleError,
+    Storage,
+    StorageType,
+    check_key,
 )
+
+# How the files of torch before 1.6 begin: three pickles, the first two of these numbers.
+OLD_MAGIC, OLD_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
 def read_file(path: Path, allow_pickle: bool = False, map_location='cpu') -> object:
@@ -34,35 +39,21 @@ def read_file(path: Path, allow_pickle: bool = False, map_location='cpu') -> obj
         path: The file.
         allow_pickle: Read files that execute code when they are read. Only for files whose
             author you trust.
-        map_location: Device of the tensors.
+        map_location: Device of the tensors, by name; everything else means the CPU.
 
     Raises:
         CheckpointError: It cannot be read, is damaged or no checkpoint, or would execute code.
     """
     try:
-        with path.open('rb') as file:
-            start = file.read(512)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f'{path} cannot be read: {error}') from error
-    if not start:
-        raise CheckpointError(f'{path} is empty')
-    if start.lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')):
-        raise CheckpointError(f'{path} is a web page, not a checkpoint: download the file itself')
-    if start.startswith(b'version https://git-lfs'):
-        raise CheckpointError(f'{path} is a Git LFS pointer, not the file: run git lfs pull')
-    try:
-        if start[8:9] == b'{':
-            return _read_safetensors(path, map_location)
-        _check_archive(path)
-        return _read_torch(path, map_location)
-    except CheckpointError as error:
-        if not (allow_pickle and isinstance(error, CodeInCheckpointError)):
-            raise
-    except pickle.UnpicklingError as error:
-        if not NEEDS_CODE.search(str(error)):
-            raise _damaged(path, error) from error
+        with open_regular(path) as file:
+            content = _read(file, path, map_location)
+            check_extent(content, path)
+            return content
+    except CodeInCheckpointError:
         if not allow_pickle:
-            raise CodeInCheckpointError(path, error) from error
+            raise
+    except CheckpointError:
+        raise
     except Exception as error:  # whatever damaged bytes make the parsers raise
         raise _damaged(path, error) from error
     print_log(
@@ -84,127 +75,168 @@ class CodeInCheckpointError(CheckpointError):
         )
 
 
-def _check_archive(path: Path) -> None:
-    """Refuse TorchScript, whose code old versions of torch run, and check the checksums."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith('constants.pkl') for name in archive.namelist()):
-                raise CodeInCheckpointError(path, 'it is a TorchScript archive')
-            damaged = archive.testzip()
-        if damaged:
-            raise CheckpointError(f'{path} is damaged: wrong checksum of {damaged}')
-    elif tarfile.is_tarfile(path):
-        raise CodeInCheckpointError(path, 'it is a tar archive of an old torch')
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read, and nothing that would block or never end.
+
+    Raises:
+        CheckpointError: It is none, or cannot be read.
+    """
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISREG(kind):
+            return path.open('rb')
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f'{path} cannot be read: {error}') from error
+    what = 'a folder' if stat.S_ISDIR(kind) else 'a device, a pipe or a socket'
+    raise CheckpointError(f'{path} cannot be read: it is {what}, not a file')
+
+
+def _read(file: BinaryIO, path: Path, map_location) -> object:
+    start = file.read(512)
+    file.seek(0)
+    if not start:
+        raise CheckpointError(f'{path} is empty')
+    if start.lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')):
+        raise CheckpointError(f'{path} is a web page, not a checkpoint: download the file itself')
+    if start.startswith(b'version https://git-lfs'):
+        raise CheckpointError(f'{path} is a Git LFS pointer, not the file: run git lfs pull')
+    device = map_location if isinstance(map_location, (str, torch.device)) else 'cpu'
+    if start[8:9] == b'{':
+        return _read_safetensors(path, device)
+    try:
+        if zipfile.is_zipfile(file):
+            return _Archive(file, path, device).read()
+        if start[257:262] == b'ustar':  # not by opening it: it may be a bomb
+            raise ForeignNameError('it is a tar archive of an old torch')
+        file.seek(0)
+        return _OldFile(file, path, device).read()
+    except ForeignNameError as error:
+        raise CodeInCheckpointError(path, error) from error
+    except NotPlainError as error:
+        raise CheckpointError(
+            f'{path} has entries that are no plain tensors: one is {error}'
+        ) from error
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
+    if isinstance(error, zipfile.BadZipFile) and 'CRC' in str(error):
+        return CheckpointError(f'{path} is damaged: wrong checksum ({first_line(error)})')
     return CheckpointError(
         f'{path} is truncated, damaged or no checkpoint ({type(error).__name__}: '
         f'{first_line(error)}). If it was downloaded, delete it and try again'
     )
 
 
-def first_line(error: object) -> str:
-    """The first line of an error's message, shortened."""
-    line = (str(error).strip().splitlines() or [''])[0]
-    line = re.sub(r'\x1b\[[0-9;]*m', '', line)  # colours
-    return line.split(' Re-running `torch.load`')[0][:200]
-
-
-def _read_safetensors(path: Path, map_location) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, device) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load_file
     except ImportError as error:
         raise CheckpointError(f'{path} needs: pip install safetensors') from error
-    return load_file(path, device=str(map_location or 'cpu'))
+    tensors = load_file(path, device=str(device))
+    for index, key in enumerate(tensors):
+        check_key(key, index)
+    return tensors
 
 
-def _read_torch(path: Path, map_location) -> object:
-    """Unpickle tensors, plain containers and mmengine's training history, and nothing else."""
-    admitted = _history_globals()
-    if digit_version(torch.__version__) >= digit_version('2.6.0'):
-        with torch.serialization.safe_globals([(value, key) for key, value in admitted.items()]):
-            return torch.load(path, map_location=map_location, weights_only=True)
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError:  # nothing can be added to what this torch admits
-        restricted = ModuleType('restricted_pickle')
-        restricted.Unpickler = _HistoryUnpickler
-        restricted.load = lambda file, **kwargs: _HistoryUnpickler(file, **kwargs).load()
-        return torch.load(
-            path, map_location=map_location, weights_only=False, pickle_module=restricted
-        )
+class _TorchFile:
+    """What torch's two formats share: storages that are named in a pickle.
+
+    Together the storages are no larger than the file, as torch compresses nothing.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path, device):
+        self.file, self.path, self.device = file, path, device
+        self.left = path.stat().st_size  # bytes
+        self.contents: dict[str, Tensor] = {}
+
+    def find_storage(self, name: Any) -> Storage:
+        """The storage behind a persistent id: ``('storage', type, key, device, numbers)``."""
+        if not isinstance(name, tuple) or len(name) not in (5, 6) or name[0] != 'storage':
+            raise PickleError('a persistent id that names no storage')
+        _, kind, key, _, count, *view = name
+        if type(kind) is not StorageType or type(key) is not str or view not in ([], [None]):
+            raise PickleError('a persistent id that names no storage')
+        check_key(key, 0)
+        if type(count) is not int or count < 0:
+            raise PickleError('a storage without a size')
+        size = count * kind.dtype.itemsize
+        if key not in self.contents:
+            self.left -= size
+            if self.left < 0:
+                raise PickleError(f'storages that are larger than the file, one of {size} bytes')
+            self.contents[key] = self.load(key, size)
+        if len(self.contents[key]) != size:
+            raise PickleError(f'a storage of {size} bytes, then of {len(self.contents[key])}')
+        return Storage(self.contents[key], kind.dtype)
+
+    def load(self, key: str, size: int) -> Tensor:
+        """The bytes of a storage."""
+        raise NotImplementedError
 
 
-def _history_globals() -> dict[str, object]:
-    """What mmengine's own checkpoints hold besides tensors: scalars and smoothed histories."""
-    names = ('numpy.core.multiarray', 'numpy._core.multiarray')  # before and after numpy 2
-    multiarray = import_module(names[digit_version(np.__version__) >= digit_version('2.0.0')])
-    found = {
-        'mmengine.logging.history_buffer.HistoryBuffer': _History,
-        'numpy.ndarray': np.ndarray,
-        'numpy.dtype': np.dtype,
-        'builtins.getattr': _history_method,
-        '__builtin__.getattr': _history_method,
-    }
-    for name in names:
-        found[f'{name}._reconstruct'] = multiarray._reconstruct
-        found[f'{name}.scalar'] = multiarray.scalar
-    for name in ('float64', 'float32', 'int64', 'int32', 'uint32', 'bool'):
-        kind = type(np.dtype(name))
-        found[f'{kind.__module__}.{kind.__name__}'] = kind
-    return found
+class _Archive(_TorchFile):
+    """The zip archive that torch writes since 1.6: a pickle, and a record per storage."""
+
+    def read(self) -> object:
+        with zipfile.ZipFile(self.file) as self.archive:
+            names = self.archive.namelist()
+            if any(name.endswith('constants.pkl') for name in names):
+                raise ForeignNameError('it is a TorchScript archive')
+            pickles = [name for name in names if re.fullmatch(r'[^/]*/data\.pkl', name)]
+            if len(pickles) != 1:
+                raise PickleError('a zip archive, but none of torch')
+            self.folder = pickles[0].split('/')[0]
+            if f'{self.folder}/byteorder' in names and self.record('byteorder') != b'little':
+                raise PickleError('numbers whose bytes are in another order')
+            return self.read_record()
+
+    def read_record(self) -> object:
+        content = self.record('data.pkl')
+        return read_pickle(io.BytesIO(content), len(content), self.find_storage)
+
+    def load(self, key: str, size: int) -> Tensor:
+        content = self.record(f'data/{key}')
+        if len(content) != size:
+            raise PickleError(f'record {key!a} has {len(content)} bytes, not {size}')
+        storage = torch.empty(size, dtype=torch.uint8)  # aligned, as torch's own
+        storage.numpy()[:] = np.frombuffer(content, np.uint8)
+        return storage.to(self.device)
+
+    def record(self, name: str) -> bytes:
+        """The content of a record; its checksum is checked."""
+        info = self.archive.getinfo(f'{self.folder}/{name}')
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size > self.path.stat().st_size:
+            raise PickleError(f'record {name!a} is compressed, which torch never does')
+        return self.archive.read(info)
 
 
-class _History(HistoryBuffer):
-    """A history as it comes out of a file: only its numbers are taken over."""
+class _OldFile(_TorchFile):
+    """What torch wrote before 1.6: pickles, and the storages behind them. Read to the CPU."""
 
-    def __setstate__(self, state):
-        history = HistoryBuffer(max_length=int(state['max_length']))
-        for field in ('_log_history', '_count_history'):
-            if not isinstance(state[field], np.ndarray):
-                raise pickle.UnpicklingError(f'{field} is no array')
-            setattr(history, field, state[field])
-        self.__dict__.update(history.__dict__)
-        self.__class__ = HistoryBuffer
+    def read(self) -> object:
+        if self.read_next() != OLD_MAGIC or self.read_next() != OLD_PROTOCOL:
+            raise PickleError('no file of torch')
+        if (self.read_next() or {}).get('little_endian') is not True:
+            raise PickleError('numbers whose bytes are in another order')
+        content = self.read_next(self.find_storage)
+        keys = self.read_next()
+        if type(keys) is not list or len(keys) != len(self.contents):
+            raise PickleError('other storages than its tensors name')
+        for key in keys:
+            check_key(key, 0)
+        if set(keys) != set(self.contents):
+            raise PickleError('other storages than its tensors name')
+        for key in keys:
+            self.fill(self.contents[key])
+        return content
 
+    def read_next(self, find_storage=None) -> Any:
+        return read_pickle(self.file, self.path.stat().st_size, find_storage)
 
-def _history_method(owner, name):
-    """Stands in for ``getattr``, by which a history names its methods; they are set anew."""
-    if owner is _History and isinstance(name, str):
-        return name
-    raise pickle.UnpicklingError(f'Unsupported global: getattr of {owner!r}')
+    def load(self, key: str, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8)
 
-
-class _HistoryUnpickler(pickle._Unpickler):
-    """An unpickler that knows tensors and :func:`_history_globals`, for torch before 2.6."""
-
-    TENSORS = frozenset(
-        {
-            'collections.OrderedDict',
-            'collections.Counter',
-            'torch._utils._rebuild_tensor',
-            'torch._utils._rebuild_tensor_v2',
-            'torch._utils._rebuild_parameter',
-            'torch.Size',
-            'torch.device',
-            '_codecs.encode',
-        }
-    )
-    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
-
-    def find_class(self, module, name):
-        path = f'{module}.{name}'
-        if path in _history_globals():
-            return _history_globals()[path]
-        if path in self.TENSORS:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f'Unsupported global: {path}')
-
-    def load_build(self):
-        target = self.stack[-2]
-        if not isinstance(target, (OrderedDict, _History, np.ndarray, np.dtype)):
-            raise pickle.UnpicklingError(f'Can only build data, not {type(target).__name__}')
-        super().load_build()
-
-    dispatch[pickle.BUILD[0]] = load_build
+    def fill(self, storage: Tensor) -> None:
+        self.file.read(8)  # the count of numbers again
+        if self.file.readinto(storage.numpy()) != len(storage):
+            raise PickleError('it ends too early')

@@ -10,19 +10,12 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..archs import NUM_STAGES
-from .layouts import (
-    BLOCK_PARTS,
-    FAMILY_PARTS,
-    CheckpointError,
-    Part,
-    Weights,
-    arch_name,
-    arch_names,
-    find_weights,
-)
+from .layouts import BLOCK_PARTS, FAMILY_PARTS, CheckpointError, Part
+from .recognition import Weights, arch_name, arch_names, find_weights
 from .sources import read_state_dict
 
 CLASSIFIER_PARTS = ('norm', 'head', 'head1', 'head_norm', 'head2')
+HEAD = ('head.weight', 'head.bias')
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -160,29 +153,18 @@ def _settle_last_norm(weights: Weights, model: nn.Module) -> Weights:
 
 def _fit(weights: Weights, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Check everything; return the tensors to copy by the model's names, and the notes."""
+    check_complete(weights)
+    _check_arch(weights, model)
     expected = model.state_dict()
     tensors = {
         part.key('official') or part.name: tensor for part, tensor in weights.tensors.items()
     }
-    notes = {}
-    check_complete(weights)
-    _check_arch(weights, model)
-
-    stem = Part('stem', kind='weight').key('official')
-    if stem in tensors and tensors[stem].ndim == 4:
-        channels = tensors[stem].shape[1]
-        if channels == 3 and channels != model.in_channels:
-            tensors[stem] = adapt_stem(tensors[stem].float(), model.in_channels)
-            notes['adapted'] = f'{stem} from 3 to {model.in_channels} input channels, as timm does'
-
-    classifier = [key for key in tensors if key.split('.')[0] in CLASSIFIER_PARTS]
-    if not model.fork_feat:
-        same = all(key in tensors and tensors[key].shape == expected[key].shape for key in HEAD)
-        classifier = [] if same else [key for key in HEAD if key in tensors]
-    left_out = {key: tensors.pop(key) for key in classifier}
+    notes = _fit_stem(tensors, model)
+    left_out = _pop_classifier(tensors, expected, model)
     _check_family(weights, expected, model)
-    for key in [key for key in tensors if key not in expected]:
-        left_out[key] = tensors.pop(key)  # stages and output norms that this model does without
+    # Stages and output norms that this model does without.
+    left_out += [key for key in tensors if key not in expected]
+    tensors = {key: tensor for key, tensor in tensors.items() if key in expected}
     if left_out:
         notes['left out'] = _summary(left_out) + (
             ' (expected: the classification norm under the name of an output norm, '
@@ -190,16 +172,54 @@ def _fit(weights: Weights, model: nn.Module) -> tuple[dict[str, Tensor], dict[st
             if weights.layout == 'mmpretrain'
             else ' (expected: this backbone has none of them)'
         )
-    missing = [key for key in expected if key not in tensors]
+    initial = _check_missing([key for key in expected if key not in tensors], weights, model)
+    if initial:
+        notes['initial'] = _summary(initial) + ' (expected: the file has none for them)'
+    _check_shapes(tensors, expected)
+    tensors = {key: tensor.to(expected[key].dtype) for key, tensor in tensors.items()}
+    _check_finite(tensors)
+    if weights.others:
+        notes['others'] = _summary(weights.others) + ' (not part of a PoolFormer)'
+    return tensors, notes
+
+
+def _fit_stem(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, str]:
+    """Adapt the kernel of the stem to the model's images; return the note of it."""
+    stem = Part('stem', kind='weight').key('official')
+    if stem not in tensors or tensors[stem].ndim != 4:
+        return {}
+    if tensors[stem].shape[1] != 3 or model.in_channels == 3:
+        return {}
+    tensors[stem] = adapt_stem(tensors[stem].float(), model.in_channels)
+    return {'adapted': f'{stem} from 3 to {model.in_channels} input channels, as timm does'}
+
+
+def _pop_classifier(
+    tensors: dict[str, Tensor], expected: dict[str, Tensor], model: nn.Module
+) -> list[str]:
+    """Take out what the model has no place for: a head of other classes, or all for a backbone."""
+    taken = [key for key in tensors if key.split('.')[0] in CLASSIFIER_PARTS]
+    if not model.fork_feat:
+        same = all(key in tensors and tensors[key].shape == expected[key].shape for key in HEAD)
+        taken = [] if same else [key for key in HEAD if key in tensors]
+    for key in taken:
+        del tensors[key]
+    return taken
+
+
+def _check_missing(missing: list[str], weights: Weights, model: nn.Module) -> list[str]:
+    """Check that only what may be is absent from the file; return that."""
     optional = [key for key in missing if _may_be_absent(key, weights, model)]
-    if optional:
-        notes['initial'] = _summary(optional) + ' (expected: the file has none for them)'
     missing = [key for key in missing if key not in optional]
     if missing:
         message = f'it lacks {len(missing)} tensors: {_summary(missing)}'
         if any('.token_mixer.' in key for key in missing):
             message += f'. It is {weights.arch_name}: the backbone has other token mixers'
         raise CheckpointError(message)
+    return optional
+
+
+def _check_shapes(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     different = [
         f'{key} is {tuple(tensors[key].shape)} in the file and {tuple(value.shape)} in the model'
         for key, value in expected.items()
@@ -207,15 +227,6 @@ def _fit(weights: Weights, model: nn.Module) -> tuple[dict[str, Tensor], dict[st
     ]
     if different:
         raise CheckpointError('shapes differ: ' + '; '.join(different[:5]))
-    for key, tensor in tensors.items():
-        tensors[key] = tensor.to(expected[key].dtype)
-    _check_finite(tensors)
-    if weights.others:
-        notes['others'] = _summary(weights.others) + ' (not part of a PoolFormer)'
-    return tensors, notes
-
-
-HEAD = ('head.weight', 'head.bias')
 
 
 def _may_be_absent(key: str, weights: Weights, model: nn.Module) -> bool:
@@ -232,7 +243,7 @@ def _may_be_absent(key: str, weights: Weights, model: nn.Module) -> bool:
 
 def _check_arch(weights: Weights, model: nn.Module) -> None:
     found, wanted = weights.arch, model.arch
-    built = len(model.network) // 2 + 1
+    built = len(model.stages)
     fits = all(
         getattr(found, field)[:built] == tuple(getattr(wanted, field))[:built]
         for field in ('layers', 'embed_dims')
@@ -247,7 +258,7 @@ def _check_arch(weights: Weights, model: nn.Module) -> None:
 
 def _check_family(weights: Weights, expected: dict, model: nn.Module) -> None:
     """Check that no block has more in the file than in the model: it would be another mixer."""
-    built = len(model.network) // 2 + 1
+    built = len(model.stages)
     foreign = [
         part.key('official')
         for part in weights.tensors
@@ -279,6 +290,9 @@ def check_complete(weights: Weights) -> None:
         if tensor.dtype not in FLOATS and part.name != 'mixer':  # which may count
             key = part.key(weights.layout)
             raise CheckpointError(f'{key} holds {tensor.dtype}, not one of {FLOATS}')
+        if part.is_pointwise and tensor.ndim != 4:
+            key = part.key(weights.layout)
+            raise CheckpointError(f'{key} is {tuple(tensor.shape)}, no kernel of a convolution')
     _check_finite(named)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
@@ -9,12 +10,23 @@ from urllib.parse import urlparse
 import torch
 from mmengine.dist import barrier, get_dist_info
 from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import get_external_models, get_torchvision_models
 from torch import Tensor
 
 from .files import first_line, read_file
-from .layouts import CheckpointError, find_weights
+from .layouts import CheckpointError
+from .recognition import find_weights
+from .stand_ins import TYPES
 
 WRAPPERS = ('state_dict', 'model')
+MOST_AXES, LONGEST_AXIS = 16, 2**31
+# mmengine's names of models, and where it lists their URLs.
+ZOOS = {
+    'torchvision': get_torchvision_models,
+    'modelzoo': get_torchvision_models,
+    'openmmlab': get_external_models,
+    'open-mmlab': get_external_models,
+}
 HF_FILES = ('model.safetensors', 'pytorch_model.bin')
 
 
@@ -44,7 +56,7 @@ def unwrap(checkpoint: object, source: str, wrappers: tuple[str, ...] = WRAPPERS
         raise CheckpointError(
             f'{source} holds {type(checkpoint).__name__}, not a state dict of names and tensors'
         )
-    wrong = [str(key) for key, value in checkpoint.items() if not _is_entry(key, value)]
+    wrong = [repr(key) for key, value in checkpoint.items() if not _is_entry(key, value)]
     if wrong:
         raise CheckpointError(
             f'{source} has entries that are no plain tensors: {", ".join(wrong[:5])}'
@@ -57,8 +69,8 @@ def read_checkpoint(source: str, allow_pickle: bool = False, map_location='cpu')
 
     Args:
         source: A path; an http(s) URL, kept in torch's download cache as mmengine does;
-            ``timm://NAME``; or ``hf://OWNER/NAME``. ``.pth``, ``.pth.tar``, ``.bin`` and
-            ``.safetensors`` files are told apart by their content.
+            ``timm://NAME``; ``hf://OWNER/NAME``; or mmengine's ``torchvision://NAME`` and
+            ``open-mmlab://NAME``. Formats are told apart by their content.
         allow_pickle: Read files that execute code when they are read. Only for files whose
             author you trust.
         map_location: Device of the tensors.
@@ -75,9 +87,12 @@ def read_checkpoint(source: str, allow_pickle: bool = False, map_location='cpu')
         path = _from_hub(name)
     elif path is None and scheme == 'timm':
         return _from_timm(name)
+    elif path is None and scheme in ZOOS:
+        return read_checkpoint(_zoo_url(source), allow_pickle, map_location)
     elif path is None:
         raise CheckpointError(
-            f'{source}: unknown scheme {scheme}://; there are paths, http(s)://, timm:// and hf://'
+            f'{source}: unknown scheme {scheme}://; there are paths, http(s)://, timm://, hf://, '
+            f'{", ".join(f"{zoo}://" for zoo in ZOOS)}. Fetch the file and give its path'
         )
     return read_file(path, allow_pickle, map_location)
 
@@ -100,8 +115,7 @@ def register_loaders(replace: bool = False, allow_pickle: bool = False) -> None:
     a segmentor's backbone looks for them.
 
     Args:
-        replace: Replace mmengine's own readers of paths and URLs too, which execute code in
-            files that need it. Its model-zoo schemes (``torchvision://``, …) stay as they are.
+        replace: Replace all of mmengine's own readers, which execute code in files that need it.
         allow_pickle: See :func:`read_checkpoint`.
     """
 
@@ -110,7 +124,7 @@ def register_loaders(replace: bool = False, allow_pickle: bool = False) -> None:
 
     schemes = ['timm://', 'hf://', r'https?://.*\.safetensors$', r'.*\.safetensors$']
     if replace:
-        schemes += ['', 'http://', 'https://']
+        schemes += CheckpointLoader._schemes
     CheckpointLoader.register_scheme(schemes, load_from_mmpoolformer, force=True)
 
 
@@ -121,10 +135,20 @@ def _for_whole_models(checkpoint: object, source: str) -> dict:
         weights = None  # another model's
     if weights and not weights.others and weights.has_classifier:
         return {'state_dict': {f'backbone.{key}': t for key, t in weights.to_own().items()}}
-    if isinstance(checkpoint, dict) and 'state_dict' not in checkpoint and 'model' in checkpoint:
-        return dict(checkpoint, state_dict=checkpoint['model'])
+    if isinstance(checkpoint, dict) and 'state_dict' not in checkpoint:
+        if 'model' in checkpoint:
+            checkpoint = dict(checkpoint, state_dict=checkpoint['model'])
+        elif checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
+            checkpoint = {'state_dict': checkpoint}  # where mmengine's hooks look for it
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'{source} holds {type(checkpoint).__name__}, not a checkpoint')
+    names = checkpoint.get('state_dict')
+    if isinstance(names, dict) and not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f'{source} has entries that are no plain tensors: nameless ones')
+    if isinstance(checkpoint.get('meta'), dict):
+        # mmcv's checkpoints have their config there, which mmengine executes when it resumes.
+        meta = {key: value for key, value in checkpoint['meta'].items() if key != 'config'}
+        checkpoint = dict(checkpoint, meta=meta)
     return checkpoint
 
 
@@ -134,6 +158,9 @@ def _is_entry(key, value) -> bool:
         and isinstance(value, Tensor)
         and value.layout == torch.strided
         and not (value.is_meta or value.is_quantized or value.is_nested)
+        and value.dtype in TYPES
+        and value.ndim <= MOST_AXES
+        and max(value.shape, default=0) < LONGEST_AXIS
     )
 
 
@@ -165,6 +192,14 @@ def _fetch(url: str, path: Path) -> None:
         ) from error
 
 
+def _zoo_url(source: str) -> str:
+    scheme, _, name = source.partition('://')
+    try:
+        return ZOOS[scheme]()[name]
+    except Exception as error:  # unknown names, or a table that this torchvision does not have
+        raise _not_fetched(source, error) from error
+
+
 def _from_hub(name: str) -> Path:
     try:
         from huggingface_hub import hf_hub_download
@@ -187,6 +222,8 @@ def _from_timm(name: str) -> dict[str, Tensor]:
         import timm
     except Exception as error:  # missing, or broken by its own dependencies
         raise _not_imported(f'timm://{name}', 'timm', error) from error
+    if not re.fullmatch(r'[\w.-]+', name):  # timm would take folders and other people's code
+        raise CheckpointError(f'timm://{name}: give the name of one of its models, or a path')
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # network, unknown names, …

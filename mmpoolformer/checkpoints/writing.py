@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from mmengine.utils import apply_to
 from torch import Tensor
 
-from .layouts import CheckpointError, Weights, find_weights
+from ..utils.files import replacing
+from .layouts import CheckpointError
 from .loading import CLASSIFIER_PARTS, check_complete
+from .recognition import Weights, find_weights
 from .sources import read_state_dict
 
 
@@ -47,31 +48,42 @@ def convert(
 
 
 def save_state_dict(content: dict, path: Path) -> None:
-    """Write a state dict, or a dict of more, to a ``.safetensors`` or torch file.
+    """Write a state dict to a ``.safetensors`` or torch file.
+
+    Args:
+        content: Names and tensors; for a torch file also a dict that has them under
+            ``state_dict``, and whatever else belongs to them.
+        path: Its suffix tells the format.
 
     Raises:
         CheckpointError: The file cannot be written; nothing is left behind.
     """
-    partial = path.with_name(path.name + '.partial')
+    save = _save_safetensors if path.suffix == '.safetensors' else _save_torch
     try:
-        if path.suffix == '.safetensors':
-            from safetensors.torch import save_file
-
-            save_file({key: own_copy(tensor) for key, tensor in content.items()}, partial)
-            partial.chmod(0o644)  # as torch.save leaves its files, not for the owner alone
-        else:
-            torch.save(apply_to(content, _is_tensor, own_copy), partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            save(content, partial)
     except Exception as error:  # each format has exceptions of its own for a full disk and such
         raise CheckpointError(f'{path} cannot be written: {error}') from error
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def _save_safetensors(content: dict, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({key: own_copy(tensor) for key, tensor in content.items()}, path)
+    path.chmod(0o644)  # as torch.save leaves its files, not for the owner alone
+
+
+def _save_torch(content: dict, path: Path) -> None:
+    copies = dict(content)
+    if 'state_dict' in content:
+        tensors = content['state_dict'].items()
+        copies['state_dict'] = {name: own_copy(tensor) for name, tensor in tensors}
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            copies[key] = own_copy(value)
+    torch.save(copies, path)
 
 
 def own_copy(tensor: Tensor) -> Tensor:
     """A tensor with a storage of its own, as a view would drag all of its base into the file."""
     return tensor.detach().clone(memory_format=torch.contiguous_format)
-
-
-def _is_tensor(value) -> bool:
-    return isinstance(value, Tensor)

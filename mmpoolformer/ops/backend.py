@@ -1,21 +1,78 @@
-"""Where the Triton kernels run."""
+"""Where the Triton kernels may run, and the module that holds them."""
 
 from __future__ import annotations
 
+import logging
+import os
 from types import ModuleType
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
-try:
-    # Before torch 2.4 there are no custom ops; without a GPU nothing to import Triton for.
-    if not hasattr(torch.library, 'custom_op') or not torch.cuda.is_available():
-        raise ImportError
-    from . import triton_ops as _triton_ops
-except ImportError:
-    _triton_ops = None
+from ..utils.errors import one_line
+
+# ``0`` leaves all kernels out.
+SWITCH = 'MMPOOLFORMER_TRITON'
+# Operations whose kernels only run where their switch is ``1``: no GPU has run them under
+# compute-sanitizer yet, and a read or write outside of a tensor cannot be caught.
+OPT_IN = {'channel_mlp': 'MMPOOLFORMER_TRITON_MLP'}
+# In public from torch 2.3 on.
+is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)
+
+_kernels: ModuleType | None = None
+_is_loaded = False
 
 
-def triton_ops(x: Tensor) -> ModuleType | None:
-    """The Triton operations if they cover ``x``: on a CUDA device, at most float32."""
-    return _triton_ops if x.is_cuda and x.dtype != torch.float64 else None
+def is_supported(torch_version: str, hip: str | None) -> bool:
+    """Whether the kernels are for this torch.
+
+    Earlier ones lack ``torch.mm(out_dtype=)``, properties of the chip and parts of custom ops.
+    ROCm's tensors say ``is_cuda``; its Triton is another one.
+    """
+    return TorchVersion(torch_version) >= (2, 8) and hip is None
+
+
+SUPPORTED = is_supported(torch.__version__, torch.version.hip)
+
+
+def may_run(x: Tensor) -> bool:
+    """Whether the kernels are for ``x``: on a CUDA device, at most float32."""
+    return SUPPORTED and on_cuda(x) and x.dtype != torch.float64
+
+
+def on_cuda(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def is_switched_on(name: str) -> bool:
+    """Whether the environment lets the kernels of an operation run."""
+    if os.environ.get(SWITCH, '1') == '0':
+        return False
+    return name not in OPT_IN or os.environ.get(OPT_IN[name]) == '1'
+
+
+def load() -> bool:
+    """Import the Triton operations, once; whether they are there."""
+    global _kernels, _is_loaded
+    if not _is_loaded:
+        _is_loaded = True
+        try:
+            from . import triton
+
+            _kernels = triton
+        except Exception as error:  # what else a Triton of another version does not have
+            warn(f'PyTorch computes everything: Triton cannot be used, {one_line(error)}')
+    return _kernels is not None
+
+
+def kernels() -> ModuleType:
+    """The Triton operations, after :func:`load`."""
+    return _kernels
+
+
+def warn(message: str) -> None:
+    """Log what is slower than it could be, and how to be told no more."""
+    message = f'{message}. The numbers are the same. {SWITCH}=0 leaves Triton out in silence'
+    print_log(message, logger='current', level=logging.WARNING)

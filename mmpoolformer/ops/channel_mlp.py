@@ -1,27 +1,32 @@
-"""The channel MLP with its norm, LayerScale and residual as one CUDA operation."""
+"""The channel MLP with its norm, LayerScale and residual as one operation."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .backend import triton_ops
+from . import backend, first_use
+from .group_norm import group_norm
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
 
 
-def channel_mlp_covers(x: Tensor, hidden_dim: int) -> bool:
-    """Whether :func:`channel_mlp` takes ``x``.
+def channel_mlp_covers(x: Tensor, fc1_weight: Tensor, scale: Tensor) -> bool:
+    """Whether :func:`channel_mlp` has Triton kernels for ``x``.
 
     It does on a CUDA device of compute capability 8 or higher, in 16 bits or under
-    autocast, at widths whose tiles the chip holds.
+    autocast, at widths whose tiles the chip holds, if ``MMPOOLFORMER_TRITON_MLP=1``.
     """
-    ops = triton_ops(x)
-    return (
-        ops is not None
-        and _matmul_type(x) in HALF_TYPES
-        and ops.mlp_fits(x.shape[1], hidden_dim, x.device)
+    if not backend.may_run(x):
+        return False
+    matmul_type = _matmul_type(x)
+    rest, fc = scale.dtype, fc1_weight.dtype
+    types = x.dtype, rest, rest, fc, fc, fc, fc, rest, matmul_type
+    hidden_dim, channels = fc1_weight.shape[:2]
+    return matmul_type in HALF_TYPES and first_use.agrees(
+        'channel_mlp', x.device, types, channels, hidden_dim
     )
 
 
@@ -40,11 +45,12 @@ def channel_mlp(
 ) -> Tensor:
     """Compute ``x + sample_scale · scale · fc2(GELU(fc1(norm(x))))`` (arXiv 2111.11418, Eq. 3).
 
-    The hidden tensor, as a rule four times as wide as ``x``, is not stored: the
-    forward never writes it, and the backward recomputes it one block at a time.
+    Where :func:`channel_mlp_covers` says so, the hidden tensor, as a rule four times as wide
+    as ``x``, is not stored: the forward never writes it, and the backward recomputes it one
+    block at a time. Elsewhere PyTorch computes the same.
 
     Args:
-        x: ``[B, C, H, W]`` on a CUDA device, such that :func:`channel_mlp_covers` it.
+        x: ``[B, C, H, W]``.
         stats: What :func:`~mmpoolformer.ops.pool_mix` returned with ``x``, or ``None``.
         norm_weight: Weight of the norm over one group, ``[C]``.
         norm_bias: Its bias, ``[C]``.
@@ -59,24 +65,44 @@ def channel_mlp(
     Returns:
         A map of the type that ``x`` and the parameters promote to.
     """
-    return _ChannelMlp.apply(
-        x, stats, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, scale,
-        sample_scale, eps, _matmul_type(x),
-    )  # fmt: skip
+    inputs = x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, scale
+    if not channel_mlp_covers(x, fc1_weight, scale):
+        return _in_pytorch(*inputs, sample_scale, eps)
+    return _in_triton(*inputs, sample_scale, eps, stats, _matmul_type(x))
+
+
+def _in_pytorch(
+    x, norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, scale, sample_scale, eps
+):  # fmt: skip
+    """The operation as Eq. 3 writes it, for every device."""
+    hidden = F.gelu(F.conv2d(group_norm(x, norm_weight, norm_bias, eps), fc1, fc1_bias))
+    gain = scale[:, None, None]
+    if sample_scale is not None:
+        gain = gain * sample_scale[:, None, None, None]
+    y = torch.addcmul(x, gain, F.conv2d(hidden, fc2, fc2_bias))
+    return y.to(torch.promote_types(x.dtype, scale.dtype))
+
+
+def _in_triton(*arguments):
+    """The same by the kernels."""
+    inputs = arguments[:8]
+    # Not ctx.needs_input_grad, which knows nothing of no_grad.
+    has_backward = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    return _ChannelMlp.apply(*arguments, has_backward)
 
 
 class _ChannelMlp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, x, stats, norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, scale, sample_scale,
-        eps, matmul_type,
+        ctx, x, norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, scale, sample_scale,
+        eps, stats, matmul_type, has_backward,
     ):  # fmt: skip
-        ops = triton_ops(x)
+        ops = backend.kernels()
         fc1_rows, fc2_rows = fc1.flatten(1).to(matmul_type), fc2.flatten(1).to(matmul_type)
         y, moments, branch = ops.channel_mlp(
             x, ops.partial_stats(x) if stats is None else stats, norm_weight, norm_bias,
             fc1_rows, fc1_bias, fc2_rows, fc2_bias, scale, sample_scale, eps,
-            torch.promote_types(x.dtype, scale.dtype), any(ctx.needs_input_grad),
+            torch.promote_types(x.dtype, scale.dtype), has_backward,
         )  # fmt: skip
         ctx.save_for_backward(
             x, branch, moments, norm_weight, norm_bias, fc1_rows, fc1_bias, fc2_rows, scale,
@@ -91,15 +117,15 @@ class _ChannelMlp(torch.autograd.Function):
         x, branch, moments, norm_weight, norm_bias, fc1, fc1_bias, fc2, scale, sample_scale = (
             ctx.saved_tensors
         )
-        gradients = triton_ops(x).channel_mlp_backward(
+        gradients = backend.kernels().channel_mlp_backward(
             grad, x, branch, moments, norm_weight, norm_bias, fc1, fc1_bias, fc2, scale,
             sample_scale,
         )  # fmt: skip
         dx, d_norm_weight, d_norm_bias, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias, d_scale = gradients
         d_fc1, d_fc2 = d_fc1.view(ctx.shapes[0]), d_fc2.view(ctx.shapes[1])
         return (
-            dx, None, d_norm_weight, d_norm_bias, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias, d_scale,
-            None, None, None,
+            dx, d_norm_weight, d_norm_bias, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias, d_scale,
+            None, None, None, None, None,
         )  # fmt: skip
 
 
@@ -109,3 +135,32 @@ def _matmul_type(x: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return x.dtype
+
+
+def _example(generator: torch.Generator, channels: int, hidden_dim: int) -> list[Tensor]:
+    def randn(*shape, scale=1.0):
+        return scale * torch.randn(shape, generator=generator)
+
+    x = randn(first_use.SAMPLES, channels, first_use.HEIGHT, first_use.WIDTH)
+    return [
+        x, 1 + randn(channels, scale=0.1), randn(channels),
+        randn(hidden_dim, channels, 1, 1, scale=channels**-0.5), randn(hidden_dim),
+        randn(channels, hidden_dim, 1, 1, scale=hidden_dim**-0.5), randn(channels),
+        randn(channels),
+    ]  # fmt: skip
+
+
+def _compute(
+    use_triton: bool, inputs: list[Tensor], types: tuple, channels: int, hidden_dim: int
+) -> Tensor:
+    sample_scale = first_use.sample_scale(inputs[0])
+    if use_triton:
+        return _in_triton(*inputs, sample_scale, 1e-5, None, types[-1])
+    return _in_pytorch(*inputs, sample_scale, 1e-5)
+
+
+def _covers(device: torch.device, channels: int, hidden_dim: int) -> bool:
+    return backend.kernels().mlp_fits(channels, hidden_dim, device)
+
+
+first_use.TRIALS['channel_mlp'] = first_use.Trial(_example, _compute, _covers)

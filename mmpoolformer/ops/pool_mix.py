@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .backend import triton_ops
+from . import backend, first_use
 from .group_norm import centre, per_sample, sample_size, work_type
 
 
@@ -51,18 +51,22 @@ def pool_mix(
         statistics of it for :func:`~mmpoolformer.ops.channel_mlp` where the
         Triton kernels ran, else ``None``.
     """
-    return _PoolMix.apply(x, weight, bias, scale, sample_scale, pool_size, eps)
+    use_triton = backend.may_run(x) and first_use.agrees(
+        'pool_mix', x.device, (x.dtype, weight.dtype, bias.dtype, scale.dtype),
+        weight.shape[0], pool_size,
+    )  # fmt: skip
+    return _PoolMix.apply(x, weight, bias, scale, sample_scale, pool_size, eps, use_triton)
 
 
 class _PoolMix(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, scale, sample_scale, pool_size, eps):
+    def forward(ctx, x, weight, bias, scale, sample_scale, pool_size, eps, use_triton):
+        ctx.set_materialize_grads(False)  # no zeros for the statistics
         dtype = torch.promote_types(x.dtype, torch.promote_types(weight.dtype, scale.dtype))
-        ops = triton_ops(x)
-        forward = ops.pool_mix if ops else _forward
+        forward = backend.kernels().pool_mix if use_triton else _forward
         y, moments, stats = forward(x, weight, scale, sample_scale, pool_size, eps, dtype)
         ctx.save_for_backward(x, moments, weight, bias, scale, sample_scale)
-        ctx.pool_size = pool_size
+        ctx.pool_size, ctx.use_triton = pool_size, use_triton
         if stats is not None:
             ctx.mark_non_differentiable(stats)
         return y, stats
@@ -70,16 +74,17 @@ class _PoolMix(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, _):
+        if grad is None:
+            return (None,) * 8
         x, moments, weight, bias, scale, sample_scale = ctx.saved_tensors
-        ops = triton_ops(x)
-        backward = ops.pool_mix_backward if ops else _backward
+        backward = backend.kernels().pool_mix_backward if ctx.use_triton else _backward
         dx, sums = backward(grad, x, moments, weight, scale, sample_scale, ctx.pool_size)
         # Gradient of scale · weight: each sample's sums times what multiplies them.
         gain = moments[:, 2] if sample_scale is None else moments[:, 2] * sample_scale
         d_product = gain.to(sums.dtype) @ sums
         d_weight = (d_product * scale).to(weight.dtype)
         d_scale = (d_product * weight).to(scale.dtype)
-        return dx, d_weight, torch.zeros_like(bias), d_scale, None, None, None
+        return dx, d_weight, torch.zeros_like(bias), d_scale, None, None, None, None
 
 
 def _forward(x, weight, scale, sample_scale, pool_size, eps, dtype):
@@ -116,3 +121,19 @@ def _average(x: Tensor, pool_size: int) -> Tensor:
 def _gain(weight: Tensor, scale: Tensor, sample_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     gain = (weight.to(dtype) * scale.to(dtype))[None, :, None, None]
     return gain if sample_scale is None else gain * sample_scale.to(dtype)[:, None, None, None]
+
+
+def _example(generator: torch.Generator, channels: int, pool_size: int) -> list[Tensor]:
+    size = first_use.SAMPLES, channels, first_use.HEIGHT, first_use.WIDTH
+    x = torch.randn(size, generator=generator) + 1
+    return [x, *(0.5 + torch.rand(channels, generator=generator) for _ in range(3))]
+
+
+def _compute(
+    use_triton: bool, inputs: list[Tensor], types: tuple, channels: int, pool_size: int
+) -> Tensor:
+    sample_scale = first_use.sample_scale(inputs[0])
+    return _PoolMix.apply(*inputs, sample_scale, pool_size, 1e-5, use_triton)[0]
+
+
+first_use.TRIALS['pool_mix'] = first_use.Trial(_example, _compute)

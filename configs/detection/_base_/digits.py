@@ -22,7 +22,7 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
@@ -72,7 +72,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=10),
 )
 default_hooks = dict(
-    logger=dict(interval=20, log_metric_by_epoch=False),
+    logger=dict(interval=5, log_metric_by_epoch=False),
     checkpoint=dict(by_epoch=False, interval=250, max_keep_ckpts=1),
 )
 log_processor = dict(window_size=20, by_epoch=False)

@@ -1,0 +1,138 @@
+"""What the makers of the reports share: paths, models, timing, memory, tables and files."""
+
+import ctypes
+import gc
+import json
+import platform
+import re
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use('agg')
+import matplotlib.pyplot as plt
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+
+from mmpoolformer.utils.files import replace_file
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORTS = ROOT / 'docs' / 'reports'
+
+
+def machine(device: str) -> dict[str, str]:
+    """What a page says about where its numbers come from."""
+    if device == 'cuda':
+        name = torch.cuda.get_device_name()
+    else:
+        cpu_info = Path('/proc/cpuinfo')
+        found = cpu_info.exists() and re.search(r'model name\s*: (.+)', cpu_info.read_text())
+        name = f'{found[1] if found else platform.processor()}, {torch.get_num_threads()} threads'
+    return dict(name=name, torch=torch.__version__, timm=version('timm'))
+
+
+# Models --------------------------------------------------------------------------------------
+
+
+def build_detector(config: str) -> nn.Module:
+    """Build the detector of a config here, with random weights, for training.
+
+    Args:
+        config: Name of a file in ``configs/detection``.
+    """
+    init_default_scope('mmdet')
+    cfg = Config.fromfile(ROOT / 'configs' / 'detection' / config)
+    cfg.model.backbone.init_cfg = None
+    return MODELS.build(cfg.model).train()
+
+
+def without_gradients(model: nn.Module, image: Tensor):
+    with torch.no_grad():
+        return model(image)
+
+
+# Time and memory -----------------------------------------------------------------------------
+
+
+def burst(step: Callable, device: str, calls: int = 3) -> list[float]:
+    """Milliseconds of all calls in a row but the first."""
+    values = []
+    for _ in range(calls):
+        if device == 'cuda':
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            step()
+            end.record()
+            torch.cuda.synchronize()
+            values.append(start.elapsed_time(end))
+        else:
+            start = time.perf_counter()
+            step()
+            values.append(1e3 * (time.perf_counter() - start))
+    return values[1:]
+
+
+def in_turns(bursts: dict[str, Callable[[], list[float]]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of every contender, burst by burst in turns: drifts hit all of them."""
+    times = {name: [] for name in bursts}
+    for _ in range(rounds):
+        for name, run in bursts.items():
+            times[name] += run()
+    return times
+
+
+def peak_memory(step: Callable, device: str) -> float | None:
+    """MiB that a step needs on top of what is allocated before it; ``None`` if unknown."""
+    gc.collect()
+    if device == 'cuda':
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
+        Path('/proc/self/clear_refs').write_text('5')  # resets the peak
+        before = _resident('VmRSS')
+        step()
+        return (_resident('VmHWM') - before) / 2**10
+    except OSError:
+        return None
+
+
+def _resident(field: str) -> int:
+    return int(re.search(rf'{field}:\s+(\d+)', Path('/proc/self/status').read_text())[1])
+
+
+# Progress and reports ------------------------------------------------------------------------
+
+
+def markdown(headings, rows) -> list[str]:
+    """The lines of a table."""
+    line = '| {} |'.format
+    head = [line(' | '.join(headings)), '|' + '---|' * len(headings)]
+    return head + [line(' | '.join(str(cell) for cell in row)) for row in rows]
+
+
+def write_page(path: Path, lines: list[str]):
+    """Write a page and say where it is."""
+    replace_file(path, '\n'.join(lines).rstrip() + '\n')
+    print(f'report: {path}')
+
+
+def write_json(path: Path, content: dict):
+    """Write measured numbers, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, json.dumps(content, indent=1) + '\n')
+
+
+def save_figure(figure: plt.Figure, path: Path):
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,112 @@
+"""Train a detector and a segmentor on the digits data set, on two CPU cores, and use them.
+
+Ends with one table and a page of pictures: curves, predictions beside the ground truth, and where
+the models look. Trainings that are done already are not done again.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from drawing import draw
+from mmengine.config import Config
+from page import Section, write_page
+from rich.console import Console
+from rich.table import Table
+from training import TrainingError, train_once
+
+from mmpoolformer.utils.progress import Bars
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / 'data' / 'digits'
+OUT = ROOT / 'work_dirs' / 'demo'
+CONFIGS = (
+    ROOT / 'configs' / 'detection' / 'retinanet_poolformer-s12_fpn_digits.py',
+    ROOT / 'configs' / 'segmentation' / 'sem-fpn_poolformer-s12_digits.py',
+)
+PREDICTED, EXPLAINED = 4, 2  # validation images
+PICTURE = 'predictions.png'
+HEADINGS = ('model', 'box mAP', 'mAP50', 'mIoU', 'seconds', 'parameters')
+
+
+def main():
+    started = time.time()
+    os.chdir(ROOT)  # the configs name data/digits
+    try:
+        if not DATA.exists():
+            call('make_digits_dataset', DATA)
+        with Bars() as bars:
+            results = [train_once(config, OUT / config.stem, bars) for config in CONFIGS]
+        sections = [use(result) for result in results]
+    except TrainingError as error:
+        sys.exit(f'error: {error}')
+    except subprocess.CalledProcessError as error:
+        sys.exit(f'error: this failed, see above: {shlex.join(map(str, error.cmd))}')
+    rows = [row_of(result) for result in results]
+    page = write_page(OUT / 'index.html', HEADINGS, rows, sections)
+    show_table(rows)
+    print(f'{time.time() - started:.0f} s; the pictures: {page.relative_to(ROOT)}')
+
+
+def call(tool: str, *arguments) -> str:
+    """Run a program of ``tools/`` as a user would; return its command line."""
+    words = [f'tools/{tool}.py', *(relative(argument) for argument in arguments)]
+    line = shlex.join(['python', *words])
+    print(f'$ {line}', flush=True)
+    subprocess.run([sys.executable, *words], check=True)
+    return line
+
+
+def relative(argument) -> str:
+    path = Path(argument)
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else argument)
+
+
+def use(result: dict) -> Section:
+    """Draw, predict and explain with a trained model; add its number of parameters."""
+    config, folder = Path(result['config']), OUT / result['model']
+    checkpoint = (folder / 'last_checkpoint').read_text()
+    parameters = draw(Config.fromfile(config), checkpoint, DATA, folder / PICTURE)
+    result['parameters'] = parameters
+    images = sorted((DATA / 'images' / 'validation').glob('*.jpg'))
+    predictions, explanations = folder / 'predictions', folder / 'explanations'
+    model = config, checkpoint
+    commands = [
+        call('predict', *model, *images[:PREDICTED], '--out', predictions),
+        call('explain', *model, *images[:EXPLAINED], '--out', explanations),
+    ]
+    pictures = {
+        'How it learned': [folder / 'curves.png'],
+        'Predictions beside the ground truth': [folder / PICTURE],
+        'Predictions of tools/predict.py': sorted((predictions / 'pictures').iterdir()),
+        'Where it looks, by tools/explain.py': sorted(explanations.glob('*_cam.png')),
+        'Its features': sorted(explanations.glob('*_features.png')),
+    }
+    return Section(result['model'], commands, pictures)
+
+
+def row_of(result: dict) -> tuple[str, ...]:
+    metrics = result['metrics']
+    found = (metrics.get(name) for name in ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'mIoU'))
+    return (
+        result['model'],
+        *('–' if value is None else f'{value:.3g}' for value in found),
+        f'{result["seconds"]:.0f}',
+        f'{result["parameters"] / 1e6:.2f} M',
+    )
+
+
+def show_table(rows: list[tuple[str, ...]]):
+    table = Table(title='Digits on textures, from random weights')
+    for heading in HEADINGS:
+        table.add_column(heading, justify='left' if heading == 'model' else 'right')
+    for row in rows:
+        table.add_row(*row)
+    Console(width=100).print(table)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,94 @@
+"""Train and evaluate a config once, with a bar: for the demo and the study of token mixers."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mmengine.config import Config
+
+from mmpoolformer.utils.files import replace_file
+from mmpoolformer.utils.progress import Bars
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class TrainingError(RuntimeError):
+    """A training that failed, with the end of its log."""
+
+
+def train_once(config: Path, work_dir: Path, bars: Bars, threads: int = 0) -> dict:
+    """Train and evaluate, unless that was done with this very config.
+
+    Args:
+        config: Path of the config.
+        work_dir: Is emptied first, and gets ``result.json`` when all is done.
+        bars: Get one for the run.
+        threads: Threads of the run; 0 leaves it to PyTorch.
+
+    Returns:
+        ``config``, ``model``, ``seconds`` and ``metrics``.
+
+    Raises:
+        TrainingError: The run failed.
+    """
+    result_file = work_dir / 'result.json'
+    key = hashlib.sha256(Config.fromfile(config).pretty_text.encode()).hexdigest()
+    if result_file.is_file():
+        result = json.loads(result_file.read_text())
+        if result['key'] == key:
+            return result
+    shutil.rmtree(work_dir, ignore_errors=True)
+    work_dir.mkdir(parents=True)
+
+    started = time.time()
+    train(config, work_dir, bars, threads)
+    result = dict(
+        key=key,
+        config=str(config),
+        model=config.stem,
+        seconds=time.time() - started,
+        metrics=json.loads((work_dir / 'val_metrics.json').read_text()),
+    )
+    replace_file(result_file, json.dumps(result, indent=2))
+    return result
+
+
+def train(config: Path, work_dir: Path, bars: Bars, threads: int):
+    """Run ``tools/train.py``, with its log in a file and its progress as a bar."""
+    command = [sys.executable, ROOT / 'tools' / 'train.py', config, '--work-dir', work_dir]
+    environment = dict(os.environ, OMP_NUM_THREADS=str(threads)) if threads else None
+    log = work_dir / 'train.log'
+    bars.console.print(f'training of {config.stem}, its log: {log}')
+    task = bars.add_task(config.stem, total=None)
+    with (
+        log.open('w', buffering=1) as log_file,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        ) as process,
+    ):
+        for line in process.stdout:
+            log_file.write(line)
+            found = re.search(r'Iter\((train|val)\) +\[ *(\d+)/(\d+)\](?:.* loss: ([\d.]+))?', line)
+            if found:
+                split, done, total, loss = found.groups()
+                state = f'loss {loss}' if split == 'train' else 'evaluation'
+                bars.update(
+                    task,
+                    completed=int(done),
+                    total=int(total),
+                    description=f'{config.stem} {state}',
+                )
+    if process.returncode:
+        lines = log.read_text().splitlines()[-20:]
+        raise TrainingError('\n'.join([f'training {config.stem} failed; all of it: {log}', *lines]))
+    bars.update(task, completed=1, total=1, description=f'{config.stem} done')

@@ -1,0 +1,105 @@
+"""How long to train on own data, and with which learning rate."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+from mmengine.config import Config
+
+from ...utils.config_tree import type_of, walk
+from ..edit import Edit
+
+LEAST_STEPS = 1000  # fewer leave even a pretrained detector at an AP near 0
+EVALUATIONS = 12
+CHECKPOINTS = 12
+
+
+def set_batch_size(edit: Edit, batch_size: int | None, is_swapped: bool) -> None:
+    """Scale the learning rate to the batch, as ``auto_scale_lr`` does it: linearly.
+
+    Args:
+        edit: The config that is changed.
+        batch_size: Images per step and process; ``None`` keeps the config's.
+        is_swapped: Another backbone brought its own learning rate.
+    """
+    loader = edit.cfg.train_dataloader
+    if batch_size is not None:
+        edit.set(('train_dataloader', 'batch_size'), batch_size, 'as you asked for')
+    batch_size = loader['batch_size']
+    scaling = dict(edit.cfg.get('auto_scale_lr') or dict(enable=False))
+    named = None if is_swapped else _named_batch_size(edit.cfg)
+    base = named or scaling.get('base_batch_size')
+    lr = edit.find(('optim_wrapper', 'optimizer')).get('lr')
+    if not base or not lr or base == batch_size:
+        return
+    reason = f'{lr} is for batches of {base}; yours have {batch_size}, from one process'
+    edit.set(('optim_wrapper', 'optimizer', 'lr'), float(f'{lr * batch_size / base:.3g}'), reason)
+    reason = 'of several processes: train with --auto-scale-lr'
+    edit.set(('auto_scale_lr',), dict(scaling, base_batch_size=batch_size), reason)
+
+
+def _named_batch_size(cfg: Config) -> int | None:
+    """Images per step that the config's name says, as in ``8xb32``.
+
+    It goes before ``base_batch_size``, as some inherit that of another recipe.
+    """
+    named = re.search(r'_(\d+)xb(\d+)', Path(cfg.filename or '').stem)
+    return int(named[1]) * int(named[2]) if named else None
+
+
+def set_schedule(edit: Edit, images: int, epochs: int | None) -> None:
+    """Give small data sets enough steps, and none more than the config has.
+
+    Args:
+        edit: The config that is changed.
+        images: Number of training images.
+        epochs: Passes over them; ``None`` for the config's, but at least 1,000 steps.
+    """
+    reason = 'as you asked for' if epochs else f'a sensible length for {images} images'
+    train_cfg = edit.cfg.get('train_cfg') or {}
+    per_epoch = max(1, math.ceil(images / edit.cfg.train_dataloader['batch_size']))
+    if 'max_iters' in train_cfg:
+        old = train_cfg['max_iters']
+        wanted = epochs * per_epoch if epochs else max(LEAST_STEPS, 40 * per_epoch)
+        new = wanted if epochs else min(old, wanted)
+        _set_length(edit, 'max_iters', old, new, reason, by_epoch=False)
+    elif 'max_epochs' in train_cfg:
+        old = train_cfg['max_epochs']
+        new = epochs or max(old, math.ceil(LEAST_STEPS / per_epoch))
+        _set_length(edit, 'max_epochs', old, new, reason, by_epoch=True)
+        _shorten_warm_up(edit, new * per_epoch)
+
+
+def _set_length(edit: Edit, key: str, old: int, new: int, reason: str, by_epoch: bool) -> None:
+    if new == old:
+        return
+    edit.set(('train_cfg', key), new, reason)
+    edit.set(('train_cfg', 'val_interval'), max(1, new // EVALUATIONS), reason)
+    if edit.cfg.train_cfg.get('dynamic_intervals'):
+        edit.set(('train_cfg', 'dynamic_intervals'), None, reason)
+    if edit.find(('default_hooks', 'checkpoint')):
+        interval = max(1, new // CHECKPOINTS)
+        edit.set(('default_hooks', 'checkpoint', 'interval'), interval, reason)
+    ratio = new / old
+    schedulers = edit.cfg.get('param_scheduler') or []
+    for at, scheduler in walk(schedulers, ('param_scheduler',)):
+        if not type_of(scheduler).endswith(('LR', 'Momentum')):
+            continue
+        if bool(scheduler.get('by_epoch', True)) != by_epoch:
+            continue
+        for name in ('begin', 'end', 'T_max'):
+            if scheduler.get(name):
+                edit.set((*at, name), max(1, round(scheduler[name] * ratio)), reason)
+        if scheduler.get('milestones'):
+            milestones = [max(1, round(step * ratio)) for step in scheduler['milestones']]
+            edit.set((*at, 'milestones'), milestones, reason)
+
+
+def _shorten_warm_up(edit: Edit, steps: int) -> None:
+    """A warm-up counted in steps takes at most a tenth of the training."""
+    for at, scheduler in walk(edit.cfg.get('param_scheduler') or [], ('param_scheduler',)):
+        end = scheduler.get('end')
+        if scheduler.get('by_epoch', True) is False and end and end > steps // 10:
+            edit.set((*at, 'end'), max(1, steps // 10), f'a tenth of the {steps} steps')

@@ -1,0 +1,142 @@
+"""Own label maps in a segmentor's config."""
+
+from __future__ import annotations
+
+from ...datasets.label_maps import labels_in
+from ...utils.config_tree import type_of, walk
+from ..edit import Edit
+from .errors import OwnDataError
+from .splits import IMAGES, Data, Part, choose, class_names, colours, folder, write_part
+from .wrapped import REASON, own_parts
+
+LABEL_MAPS = ('.png', '.bmp', '.tif', '.tiff')
+LOOKED_INTO = 64  # label maps
+
+
+def label_map_data(
+    images, annotations, classes, palette, reduce_zero_label: bool, ignore_index: int,
+    val_images, val_annotations, share: float, seed: int,
+) -> Data:  # fmt: skip
+    """Find the two parts of a data set of images and label maps.
+
+    Raises:
+        OwnDataError: A folder is missing, images and label maps do not match, or the labels are
+            not those of the classes.
+    """
+    if classes is None:
+        raise OwnDataError(
+            'label maps have numbers alone: give classes (--classes), their names in the order of '
+            'the labels, or a text file with one a line'
+        )
+    names = class_names(classes)
+    whole = Part(folder(images, 'images'), folder(annotations, 'annotations'))
+    pairs, suffixes = _pairs(whole)
+    _check_labels(whole, pairs, suffixes, names, reduce_zero_label, ignore_index)
+    if val_annotations is not None:
+        val = Part(
+            folder(val_images if val_images is not None else images, 'val_images'),
+            folder(val_annotations, 'val_annotations'),
+        )
+        if _pairs(val)[1] != suffixes:
+            raise OwnDataError(f'{val.images} has other suffixes than {whole.images}: {suffixes}')
+        train, count = whole, len(pairs)
+    else:
+        train, val, count = _split(whole, pairs, share, seed)
+    options = dict(
+        img_suffix=suffixes[0],
+        seg_map_suffix=suffixes[1],
+        reduce_zero_label=reduce_zero_label,
+        ignore_index=ignore_index,
+    )
+    return Data(train, val, names, colours(len(names), palette), count, options)
+
+
+def _pairs(part: Part) -> tuple[list[str], tuple[str, str]]:
+    """The names that images and label maps share, and the suffixes of both."""
+    found = []
+    for where, allowed in ((part.images, IMAGES), (part.annotations, LABEL_MAPS)):
+        files = [path for path in where.rglob('*') if path.suffix.lower() in allowed]
+        suffixes = {path.suffix for path in files}
+        if len(suffixes) != 1:
+            what = f'files of {", ".join(sorted(suffixes))}' if suffixes else 'no image'
+            raise OwnDataError(
+                f'{where} has {what}: mmseg reads one suffix, of {", ".join(allowed)}'
+            )
+        suffix = suffixes.pop()
+        names = {path.relative_to(where).as_posix().removesuffix(suffix) for path in files}
+        found.append((names, suffix))
+    (images, image_suffix), (maps, map_suffix) = found
+    alone = sorted(images - maps)
+    if alone:
+        raise OwnDataError(
+            f'{len(alone)} images have no label map of their name, such as '
+            f'{alone[0]}{image_suffix}: there is no {part.annotations / alone[0]}{map_suffix}'
+        )
+    return sorted(images), (image_suffix, map_suffix)
+
+
+def _check_labels(
+    part: Part, names: list[str], suffixes, classes, reduce_zero_label: bool, ignore_index: int
+) -> None:
+    """Look into some label maps: what is beyond the classes would end the training."""
+    step = max(1, len(names) // LOOKED_INTO)
+    for name in names[::step]:
+        path = part.annotations / f'{name}{suffixes[1]}'
+        try:
+            found = labels_in(str(path))
+        except Exception as error:  # of whatever kind, it is no label map
+            raise OwnDataError(f'{path} cannot be read as a label map: {error}') from error
+        first = int(reduce_zero_label)
+        last = len(classes) - 1 + first
+        allowed = {*range(first, last + 1), ignore_index, *range(first)}
+        beyond = sorted(found - allowed)
+        if beyond:
+            raise OwnDataError(
+                f'{path} has label {beyond[0]}, but the {len(classes)} classes are labels {first} '
+                f'to {last}, and {ignore_index} is ignored. Name all classes, or set '
+                f'reduce_zero_label={not reduce_zero_label} if labels count from {1 - first} '
+                f'({"without" if reduce_zero_label else "with"} --reduce-zero-label)'
+            )
+
+
+def _split(whole: Part, names: list[str], share: float, seed: int) -> tuple[Part, Part, int]:
+    """Write lists of the names of both parts beside the folder of label maps."""
+    chosen = choose(names, share, seed)
+    parts = []
+    for part, members in (('train', set(names) - chosen), ('val', chosen)):
+        path = whole.annotations.with_name(f'{whole.annotations.name}_{part}.txt')
+        write_part(path, ''.join(f'{name}\n' for name in sorted(members)))
+        parts.append(whole._replace(names=path))
+    return (*parts, len(names) - len(chosen))
+
+
+def put_label_map_data(edit: Edit, data: Data) -> None:
+    """Let every data set, pipeline, head and evaluator of a config read own label maps."""
+    options = data.label_options
+    metainfo = dict(classes=data.classes, palette=data.palette)
+    for part, path, old in own_parts(edit, data):
+        new = dict(
+            type='BaseSegDataset',
+            metainfo=metainfo,
+            data_root='',
+            ann_file=str(part.names or ''),
+            data_prefix=dict(img_path=str(part.images), seg_map_path=str(part.annotations)),
+            pipeline=old['pipeline'],
+            **options,
+        )
+        if old.get('test_mode'):
+            new['test_mode'] = True
+        edit.set(path, new, REASON)
+        for at, step in list(walk(edit.get(path), path)):
+            if type_of(step) == 'LoadAnnotations' and step.get('reduce_zero_label') is not None:
+                edit.set((*at, 'reduce_zero_label'), options['reduce_zero_label'], REASON)
+    for at, head in list(walk(edit.cfg.model, ('model',))):
+        if 'num_classes' in head and head.get('ignore_index', 255) != options['ignore_index']:
+            edit.set((*at, 'ignore_index'), options['ignore_index'], REASON)
+    for split in ('val', 'test'):
+        if edit.cfg.get(f'{split}_dataloader'):
+            old = edit.cfg.get(f'{split}_evaluator')
+            first = old[0] if isinstance(old, (list, tuple)) and old else old or {}
+            metrics = first.get('iou_metrics', ['mIoU'])
+            new = dict(type='IoUMetric', iou_metrics=metrics, ignore_index=options['ignore_index'])
+            edit.set((f'{split}_evaluator',), new, REASON)

@@ -1,0 +1,148 @@
+"""The parts of a data set, and what both kinds of annotations share."""
+
+from __future__ import annotations
+
+import colorsys
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from ...archs import is_number
+from ...utils.files import replace_file
+from .errors import OwnDataError
+
+IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+
+
+class Part(NamedTuple):
+    """Where the images and the annotations of one part of a data set are.
+
+    Attributes:
+        images: A folder.
+        annotations: A COCO file, or a folder of label maps.
+        names: A file with the names of the images that belong to it, or ``None`` for all.
+        note: What the annotations were made of, in words.
+    """
+
+    images: Path
+    annotations: Path
+    names: Path | None = None
+    note: str = ''
+
+
+class Data(NamedTuple):
+    """A data set to train and validate on.
+
+    Attributes:
+        train: What is trained on.
+        val: What is validated on.
+        classes: Their names, in the order of their labels.
+        palette: A colour for each.
+        train_count: Number of training images.
+        label_options: Fields of mmseg's data sets.
+    """
+
+    train: Part
+    val: Part
+    classes: tuple[str, ...]
+    palette: list[tuple[int, ...]]
+    train_count: int
+    label_options: dict | None = None
+
+
+def folder(path: str | Path, option: str) -> Path:
+    """A folder that is there, by its whole path.
+
+    Raises:
+        OwnDataError: It is not.
+    """
+    found = Path(path).expanduser().resolve()
+    if not found.is_dir():
+        raise OwnDataError(f'{option}: there is no folder {found}')
+    return found
+
+
+def class_names(classes: Sequence[str] | str | Path) -> tuple[str, ...]:
+    """The names of the classes: as given, from a text file, or from the data.yaml of YOLO.
+
+    Raises:
+        OwnDataError: It is no such file, there are none, or one stands twice.
+    """
+    if isinstance(classes, (str, Path)):
+        try:
+            text = Path(classes).expanduser().read_text(encoding='utf-8-sig')
+            is_yaml = Path(classes).suffix.lower() in ('.yaml', '.yml')
+            classes = _yaml_names(text) if is_yaml else text.splitlines()
+        except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+            raise OwnDataError(
+                f'classes={str(classes)!r} is no text file that can be read ({error}); '
+                "in Python, a tuple of names has a comma: ('disc',)"
+            ) from error
+    names = tuple(str(name).strip() for name in classes if str(name).strip())
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if not names or twice:
+        raise OwnDataError(
+            f'classes: {f"{twice[0]!r} stands twice" if twice else "there are none"}'
+        )
+    return names
+
+
+def _yaml_names(text: str) -> list:
+    content = yaml.safe_load(text)
+    names = content.get('names') if isinstance(content, dict) else None
+    if isinstance(names, dict) and set(names) == set(range(len(names))):
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list):
+        raise ValueError('it has no names, a list or numbered from 0')
+    return names
+
+
+def choose(items: Sequence, share: float, seed: int) -> set:
+    """Choose what is validated on: the same for the same seed, and at least one.
+
+    Raises:
+        OwnDataError: There are too few, or the share is none.
+    """
+    if not is_number(share) or not 0 < share < 1:
+        raise OwnDataError(f'val_share={share!r}: give a part of the images between 0 and 1')
+    if len(items) < 2:
+        raise OwnDataError(
+            f'{len(items)} image is too few to take some for validation: give val_annotations'
+        )
+    count = min(max(1, round(share * len(items))), len(items) - 1)
+    return set(random.Random(seed).sample(sorted(items), count))
+
+
+def write_part(path: Path, text: str) -> None:
+    """Write which images belong to one part; another choice stays what a config relies on.
+
+    Raises:
+        OwnDataError: There is another choice, or the file cannot be written.
+    """
+    try:
+        if path.exists() and path.read_text(encoding='utf-8') != text:
+            raise OwnDataError(
+                f'{path} holds another choice of images, which a config may rely on: remove it, or '
+                'give both parts as annotations and val_annotations'
+            )
+        replace_file(path, text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise OwnDataError(f'{path} cannot be written: {error}') from error
+
+
+def colours(count: int, palette: Sequence[Sequence[int]] | None) -> list[tuple[int, ...]]:
+    """A colour for each class: the ones given, or as many hues. mmdet draws with tuples alone.
+
+    Raises:
+        OwnDataError: Another number of colours than classes.
+    """
+    if palette is not None:
+        if len(palette) != count:
+            raise OwnDataError(f'palette has {len(palette)} colours for {count} classes')
+        return [tuple(map(int, colour)) for colour in palette]
+    hues = [colorsys.hsv_to_rgb(k / count, 0.75, 0.9) for k in range(count)]
+    return [tuple(round(255 * part) for part in hue) for hue in hues]

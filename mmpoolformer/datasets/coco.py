@@ -1,0 +1,209 @@
+"""Check COCO annotation files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ..archs import is_integer, is_number
+from ..utils.errors import one_line
+from .problems import ERROR, WARNING, Problem
+
+
+def check_coco(
+    path: Path, image_folder: Path, classes: tuple[str, ...] | None, with_masks: bool
+) -> tuple[list[Problem], list[tuple[Path, tuple[int, int]]]]:
+    """Check a COCO annotation file.
+
+    Args:
+        path: The JSON file.
+        image_folder: Where its ``file_name`` entries lead from.
+        classes: Category names that the config trains.
+        with_masks: Whether the config loads masks.
+
+    Returns:
+        The problems, and the images that it lists with width and height.
+    """
+    where = str(path)
+    try:
+        coco = json.loads(path.read_bytes())
+    except OSError as error:
+        return [Problem(ERROR, 'annotations cannot be read', where, error.strerror or '')], []
+    except (ValueError, RecursionError) as error:
+        return [Problem(ERROR, 'broken JSON', where, one_line(error))], []
+    parts = ('images', 'annotations', 'categories')
+    if not isinstance(coco, dict) or not all(isinstance(coco.get(k), list) for k in parts):
+        detail = f'it needs the lists {", ".join(parts)}'
+        return [Problem(ERROR, 'no COCO annotations', where, detail)], []
+    problems, categories = _check_categories(coco['categories'], classes, where)
+    more, images = _check_images(coco['images'], where)
+    problems += more
+    usable = 0
+    for position, annotation in enumerate(coco['annotations']):
+        more, is_used = _check_annotation(annotation, position, images, categories, with_masks)
+        problems += [p._replace(where=f'{where}, {p.where}') for p in more]
+        usable += is_used
+    problems += _duplicates(coco['annotations'], 'annotation', where)
+    if not usable:
+        problems.append(Problem(ERROR, 'no usable annotation', where, 'training sees no object'))
+    boxed = {a.get('image_id') for a in coco['annotations'] if _is_hashable_id(a)}
+    empty = [image for image in images if image not in boxed]
+    if empty:
+        detail = f'{len(empty)} of {len(images)}; left out where filter_empty_gt is set'
+        problems.append(Problem(WARNING, 'images without annotations', where, detail))
+    files = [
+        (image_folder / image['file_name'], (image['width'], image['height']))
+        for image in images.values()
+    ]
+    return problems, files
+
+
+def _check_categories(categories: list, classes, where: str) -> tuple[list[Problem], set]:
+    problems, names = [], {}
+    for category in categories:
+        fields = category if isinstance(category, dict) else {}
+        if is_integer(fields.get('id')) and isinstance(fields.get('name'), str):
+            names[fields['id']] = fields['name']
+        else:
+            problems.append(Problem(ERROR, 'broken category', where, repr(category)[:80]))
+    problems += _duplicates(categories, 'category', where)
+    missing = [name for name in classes or () if name not in names.values()]
+    if missing:
+        detail = f'not among its categories: {", ".join(missing[:5])}'
+        problems.append(Problem(ERROR, 'classes of the config', where, detail))
+    used = {i for i, name in names.items() if classes is None or name in classes}
+    return problems, used
+
+
+def _check_images(entries: list, where: str) -> tuple[list[Problem], dict]:
+    problems, images = [], {}
+    for position, image in enumerate(entries):
+        here = f'{where}, image {position}'
+        fields = image if isinstance(image, dict) else {}
+        sides = [fields.get('width'), fields.get('height')]
+        name = fields.get('file_name')
+        if not is_integer(fields.get('id')):
+            problems.append(Problem(ERROR, 'broken image entry', here, 'no integer id'))
+        elif not isinstance(name, str) or not name or '\0' in name:
+            problems.append(Problem(ERROR, 'broken image entry', here, f'file_name {name!r}'))
+        elif os.path.isabs(name) or '..' in Path(name).parts:
+            detail = f'file_name {name!r} leads out of the image folder'
+            problems.append(Problem(ERROR, 'broken image entry', here, detail))
+        elif not all(is_integer(side) and side > 0 for side in sides):
+            detail = f'width and height {sides}'
+            problems.append(Problem(ERROR, 'broken image entry', here, detail))
+        else:
+            images[fields['id']] = fields
+    return problems + _duplicates(entries, 'image', where), images
+
+
+def _check_annotation(
+    annotation: Any, position: int, images: dict, categories: set, with_masks: bool
+) -> tuple[list[Problem], bool]:
+    """The problems of an annotation, and whether training uses it."""
+    fields = annotation if isinstance(annotation, dict) else {}
+    here = f'annotation {fields.get("id", f"at position {position}")}'
+    for key in ('id', 'image_id', 'category_id'):
+        if not is_integer(fields.get(key)):
+            return [Problem(ERROR, 'broken annotation', here, f'no integer {key}')], False
+    image = images.get(fields['image_id'])
+    if image is None:
+        detail = f'image_id {fields["image_id"]}'
+        return [Problem(WARNING, 'annotation of an unknown image, skipped', here, detail)], False
+    box = fields.get('bbox')
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+        return [Problem(ERROR, 'broken box', here, f'bbox {box!r}'[:80])], False
+    if not _is_finite(fields.get('area')):
+        return [Problem(ERROR, 'broken annotation', here, f'area {fields.get("area")!r}')], False
+    if not isinstance(fields.get('iscrowd', 0), (int, bool)):
+        return [Problem(ERROR, 'broken annotation', here, f'iscrowd {fields["iscrowd"]!r}')], False
+    if fields['category_id'] not in categories:
+        detail = f'category_id {fields["category_id"]}'
+        return [Problem(WARNING, 'category not trained, skipped', here, detail)], False
+    if fields.get('ignore'):
+        return [], False
+    x, y, width, height = box
+    inside = [
+        max(0, min(x + width, image['width']) - max(x, 0)),
+        max(0, min(y + height, image['height']) - max(y, 0)),
+    ]
+    if width < 1 or height < 1 or fields['area'] <= 0:
+        detail = f'bbox {box}, area {fields["area"]}'
+        return [Problem(WARNING, 'box without area, skipped', here, detail)], False
+    if min(inside) == 0:
+        return [Problem(WARNING, 'box outside of the image, skipped', here, f'bbox {box}')], False
+    problems = []
+    if inside[0] < width - 1 or inside[1] < height - 1:
+        detail = f'bbox {box} in {image["width"]}×{image["height"]}'
+        problems.append(Problem(WARNING, 'box over the edge of the image', here, detail))
+    if with_masks:
+        problems += _check_mask(fields.get('segmentation'), image, here)
+    return problems, not any(problem.level == ERROR for problem in problems)
+
+
+def _check_mask(mask: Any, image: dict, here: str) -> list[Problem]:
+    if not mask:
+        return [Problem(ERROR, 'no mask', here, 'the config loads masks')]
+    if isinstance(mask, list):
+        if not all(isinstance(p, list) and all(map(_is_finite, p)) for p in mask):
+            return [Problem(ERROR, 'broken mask', here, 'a polygon is a list of numbers')]
+        if not any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask):
+            detail = 'no polygon has three points'
+            return [Problem(WARNING, 'mask without area, ignored', here, detail)]
+        if any(abs(number) > 1e6 for polygon in mask for number in polygon):
+            return [Problem(ERROR, 'broken mask', here, 'coordinates over a million')]
+        return []
+    size, counts = (mask.get(k) if isinstance(mask, dict) else None for k in ('size', 'counts'))
+    if size != [image['height'], image['width']]:
+        detail = f'size {size}, image {[image["height"], image["width"]]} (height, width)'
+        return [Problem(ERROR, 'mask of another size', here, detail)]
+    if isinstance(counts, list):
+        good = all(is_integer(count) and count >= 0 for count in counts)
+        if not good or sum(counts) != size[0] * size[1]:
+            return [Problem(ERROR, 'broken mask', here, 'its runs do not add up to the image')]
+        return []
+    if not isinstance(counts, str):
+        return [Problem(ERROR, 'broken mask', here, 'no counts')]
+    runs = _decode_runs(counts)
+    if runs is None or min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
+        return [Problem(ERROR, 'broken mask', here, 'its runs do not add up to the image')]
+    return []
+
+
+def _decode_runs(text: str) -> list[int] | None:
+    """The run lengths in COCO's compressed notation: six bits a character, 5 of them digits."""
+    runs: list[int] = []
+    value, shift = 0, 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value, shift = 0, 0
+    return runs if shift == 0 else None
+
+
+def _duplicates(entries: list, what: str, where: str) -> list[Problem]:
+    counts = Counter(e['id'] for e in entries if isinstance(e, dict) and is_integer(e.get('id')))
+    twice = [i for i, count in counts.items() if count > 1]
+    if not twice:
+        return []
+    return [Problem(ERROR, f'{what} ids used twice', where, ', '.join(map(str, twice[:5])))]
+
+
+def _is_hashable_id(annotation: Any) -> bool:
+    return isinstance(annotation, dict) and is_integer(annotation.get('image_id'))
+
+
+def _is_finite(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value) and abs(value) < 1e12

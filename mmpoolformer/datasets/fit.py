@@ -1,0 +1,232 @@
+"""Does the model fit its data? Class counts, class names and their order, before a run starts.
+
+mmdet and mmseg train on whatever fits in shape: a head for other classes than the data set
+has, or classes in another order than the annotation file's, cost a run and say nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+
+from ..utils.config_tree import type_of, walk
+from .label_maps import labels_in
+from .problems import ERROR, WARNING, Problem
+from .readers import classes_of, has_coco_annotations, is_leaf
+
+SPLITS = ('train', 'val', 'test')
+REMEDY = (
+    'tools/use_dataset.py sets both; by hand: metainfo=dict(classes=(…,)) in every data set and '
+    'num_classes in every head'
+)
+# Parts whose num_classes is another count: of objects as such, of persons, of stuff, of ImageNet.
+OTHER_COUNTS = (
+    'backbone', 'rpn_head', 'reid', 'track_head', 'semantic_head', 'stuff_head', 'init_cfg',
+    'language_model', 'data_preprocessor', 'train_cfg', 'test_cfg', 'panoptic_fusion_head',
+)  # fmt: skip
+OTHER_HEADS = ('STDCHead',)  # which tells boundaries from the rest
+LABEL_MAPS = 64  # that are looked into for the values that occur
+THINGS, STUFF = 'num_things_classes', 'num_stuff_classes'
+
+
+class Count(NamedTuple):
+    """A number of classes that a part of the model is built for.
+
+    Attributes:
+        key: Its dotted path in the config.
+        value: The number.
+    """
+
+    key: str
+    value: int
+
+
+def check_fit(cfg: Config) -> Iterator[Problem]:
+    """Compare the heads of a model with the classes of its data sets.
+
+    Args:
+        cfg: A complete config, whose ``custom_imports`` are imported and whose scope is set.
+
+    Yields:
+        Errors; each names the two things that disagree, and the remedy.
+    """
+    names: dict[str, tuple[str, ...]] = {}
+    for split in SPLITS:
+        for path, node in walk((cfg.get(f'{split}_dataloader') or {}).get('dataset')):
+            if not is_leaf(node):
+                continue
+            where = '.'.join(map(str, (f'{split}_dataloader', 'dataset', *path)))
+            yield from _check_metainfo(node, where)
+            classes = classes_of(node)
+            if classes is None:
+                continue
+            names.setdefault(split, classes)
+            if has_coco_annotations(node):
+                yield from check_categories(annotation_file(node), classes)
+            elif 'seg_map_path' in (node.get('data_prefix') or {}):
+                yield from check_labels(node, classes, where)
+    if 'train' not in names and 'test' not in names:
+        return
+    split = 'train' if 'train' in names else 'test'
+    if is_class_agnostic(cfg.get('model') or {}):
+        return
+    for other, classes in names.items():
+        if classes != names[split]:
+            detail = f'{other} has {_some(classes)}; {split} has {_some(names[split])}. {REMEDY}'
+            yield Problem(ERROR, 'data sets of different classes', f'{other}_dataloader', detail)
+    yield from check_counts(cfg.get('model') or {}, names[split], split)
+
+
+def _check_metainfo(node: dict, where: str) -> Iterator[Problem]:
+    """mmengine takes a text for the name of a file with the classes in it."""
+    classes = (node.get('metainfo') or {}).get('classes')
+    if isinstance(classes, str) and not Path(classes).is_file():
+        detail = (
+            f'classes={classes!r} is a text, and no file of that name is there. '
+            f'For one class write a tuple, with its comma: classes=({classes!r},)'
+        )
+        yield Problem(ERROR, 'classes that are no list', f'{where}.metainfo', detail)
+
+
+# Categories --------------------------------------------------------------------------------
+
+
+def annotation_file(node: dict) -> Path:
+    """The annotation file of a data set's config."""
+    return Path(node.get('data_root') or '', node['ann_file'])
+
+
+def read_categories(path: Path) -> list[dict]:
+    """The categories of a COCO file, in its order, without reading the annotations where it can.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no COCO file.
+    """
+    content = path.read_bytes()
+    found = re.findall(rb'"categories"\s*:\s*(?=\[)', content)
+    if len(found) == 1:
+        start = content.index(found[0]) + len(found[0])
+        categories, _ = json.JSONDecoder().raw_decode(content[start : start + 2**24].decode())
+    else:
+        categories = json.loads(content)['categories']
+    if not all(isinstance(category, dict) and 'name' in category for category in categories):
+        raise ValueError('a category has no name')
+    return categories
+
+
+def check_categories(path: Path, classes: tuple[str, ...]) -> Iterator[Problem]:
+    """Compare the classes of a config with the categories of its annotation file.
+
+    mmdet takes labels in the order of the file, whatever the order of the classes.
+    """
+    try:
+        names = [str(category['name']) for category in read_categories(path)]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return  # what is wrong with the file itself is said elsewhere
+    missing = [name for name in classes if name not in names]
+    kept = tuple(name for name in names if name in classes)
+    if missing:
+        detail = (
+            f'the config has {_some(missing)}, which is not among its {len(names)} categories: '
+            f'{_some(names)}. Set metainfo=dict(classes=…) to them. {REMEDY}'
+        )
+        yield Problem(ERROR, 'classes of the config', str(path), detail)
+    elif kept != classes:
+        detail = (
+            f'the file has {_some(kept)}, the config {_some(classes)}: mmdet takes labels in the '
+            'order of the file, so each class would be trained as another. Write metainfo classes '
+            "in the file's order, in every data set alike"
+        )
+        yield Problem(ERROR, 'classes in another order', str(path), detail)
+
+
+# Label maps --------------------------------------------------------------------------------
+
+
+def check_labels(node: dict, classes: tuple[str, ...], where: str) -> Iterator[Problem]:
+    """Compare the values in some label maps with the classes, as ``reduce_zero_label`` shifts them.
+
+    Args:
+        node: Config of a data set of mmseg.
+        classes: Its classes.
+        where: Its place in the config.
+    """
+    try:
+        dataset = DATASETS.build(dict(node, pipeline=[], lazy_init=False))
+        count = min(len(dataset), LABEL_MAPS)
+        infos = [dataset.get_data_info(i * len(dataset) // count) for i in range(count)]
+        found = set().union(*(labels_in(info['seg_map_path']) for info in infos))
+        shifts = infos[0]['reduce_zero_label'] if infos else False
+    except Exception:  # of whatever kind: what is wrong with a file itself is said elsewhere
+        return
+    last, where = len(classes), f'{where}.reduce_zero_label'
+    if shifts and 0 in found and last not in found:
+        sure = found >= set(range(last))
+        detail = (
+            f'reduce_zero_label=True takes label 0 as unlabelled and label k as class k−1, but in '
+            f'{count} label maps 0 occurs and {last}, which would be {classes[-1]!r}, does not'
+            + (f', while all of 0 to {last - 1} do' if sure else '')
+            + '. If 0 is one of your classes: reduce_zero_label=False in every data set, and in '
+            'LoadAnnotations where it stands there'
+        )
+        level = ERROR if sure else WARNING
+        yield Problem(level, 'label 0 is ignored, the last class never occurs', where, detail)
+    if not shifts and 0 not in found and max(found - {255}, default=0) == last:
+        detail = (
+            f'the {last} classes are labels 0 to {last - 1}, but in {count} label maps 0 does '
+            f'not occur and {last} does: they count from 1. Set reduce_zero_label=True in every '
+            'data set'
+        )
+        yield Problem(ERROR, 'labels count from 1', where, detail)
+
+
+# Heads -------------------------------------------------------------------------------------
+
+
+def class_counts(model: Any, path: tuple = ('model',)) -> Iterator[Count]:
+    """The class counts of all heads of a model, wrapped or not."""
+    for at, node in walk(model, path):
+        if any(key in OTHER_COUNTS for key in at) or type_of(node) in OTHER_HEADS:
+            continue
+        value = node.get('num_classes')
+        if isinstance(value, int) and not isinstance(value, bool):
+            yield Count('.'.join(map(str, (*at, 'num_classes'))), value)
+
+
+def check_counts(model: dict, classes: tuple[str, ...], split: str) -> Iterator[Problem]:
+    """Compare the class counts of a model's heads with the classes of its data."""
+    wrong = [count for count in class_counts(model) if count.value != len(classes)]
+    if not wrong:
+        return
+    counts = ', '.join(f'{count.key}={count.value}' for count in wrong)
+    detail = (
+        f'{counts}, but the {split} data set has {len(classes)} classes: {_some(classes)}. {REMEDY}'
+    )
+    yield Problem(ERROR, 'heads for another number of classes', wrong[0].key, detail)
+
+
+def is_class_agnostic(model: dict) -> bool:
+    """Whether the counts of a model are none of its data's classes.
+
+    Proposals have no classes, trackers find one and are tested on data with more, models that
+    read a text count its words, and panoptic ones things and stuff apart.
+    """
+    nodes = [node for _, node in walk(model)]
+    kinds = {type_of(node) for node in nodes}
+    keys = {key for node in nodes for key in node}
+    return 'RPN' in kinds or bool(
+        keys & {'tracker', 'language_model', 'text_encoder', THINGS, STUFF}
+    )
+
+
+def _some(names) -> str:
+    names = list(names)
+    shown = ', '.join(map(str, names[:6]))
+    return shown + (f', … ({len(names)} in all)' if len(names) > 6 else '')

@@ -1,0 +1,57 @@
+"""Check label maps, as mmseg lists them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mmcv
+import numpy as np
+
+from ..utils.errors import one_line
+from .images import check_image, decoded_shape
+from .problems import ERROR, WARNING, Problem
+
+
+def check_pair(info: dict, num_classes: int) -> list[Problem]:
+    """Check an image and the label map that belongs to it, as mmseg lists them."""
+    path = info['seg_map_path']
+    problems = check_image(info['img_path'])
+    try:
+        content = Path(path).read_bytes()
+        labels = mmcv.imfrombytes(content, flag='unchanged', backend='pillow') if content else None
+    except Exception as error:
+        return [*problems, Problem(ERROR, 'label map cannot be read', path, one_line(error))]
+    if labels is None:
+        return [*problems, Problem(ERROR, 'label map cannot be read', path, 'no image in it')]
+    if labels.squeeze().ndim != 2:
+        detail = f'shape {labels.shape}; it needs one channel of class numbers'
+        return [*problems, Problem(ERROR, 'label map in colour', path, detail)]
+    if not any(problem.level == ERROR for problem in problems):
+        shape = decoded_shape(info['img_path'])
+        if labels.shape[:2] != shape:
+            detail = f'{labels.shape[:2]}, image {shape} (height, width)'
+            problems.append(Problem(ERROR, 'label map of another size', path, detail))
+    problems += _check_labels(labels, info, num_classes, path)
+    return problems
+
+
+def labels_in(path: str) -> set[int]:
+    """The values in a label map."""
+    labels = mmcv.imfrombytes(Path(path).read_bytes(), flag='unchanged', backend='pillow')
+    return {int(value) for value in np.unique(labels)}
+
+
+def _check_labels(labels: np.ndarray, info: dict, num_classes: int, path: str) -> list[Problem]:
+    found = {int(value) for value in np.unique(labels)}
+    highest = num_classes - 1
+    if info['reduce_zero_label']:  # before label_map, as mmseg does it
+        found = {255 if value in (0, 255) else value - 1 for value in found}
+    label_map = info.get('label_map') or {}
+    values = {label_map.get(value, value) for value in found}
+    beyond = sorted(value for value in values if value > highest and value != 255)
+    if beyond:
+        detail = f'{beyond[:5]} as read; the {num_classes} classes are 0 to {highest}, 255 ignored'
+        return [Problem(ERROR, 'labels beyond the classes', path, detail)]
+    if not values - {255}:
+        return [Problem(WARNING, 'label map without a class', path, 'every pixel is ignored')]
+    return []

@@ -1,0 +1,198 @@
+"""Checks before a run: what it was given fits together and exists."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from ..checkpoints import local_path
+from ..datasets.fit import check_fit
+from ..datasets.problems import ERROR
+from ..models import MetaFormer
+from ..registry import BACKBONES
+from ..utils.config_tree import follow, type_of, walk
+from ..utils.errors import LaunchError
+
+INSTALL_HINTS = {
+    'mmdet': 'pip install onedl-mmdetection (or the classic mmdet)',
+    'mmseg': 'pip install onedl-mmsegmentation (or the classic mmsegmentation)',
+}
+# The data of the config that each phase of a run reads.
+PHASES = {'train': ('train', 'val'), 'test': ('test',)}
+
+
+def check_options(cfg: Config, options: dict) -> None:
+    """Refuse overrides whose key looks like another one of the config, misspelt.
+
+    A key that is new and like no other is an addition.
+
+    Args:
+        cfg: The config before the overrides.
+        options: Dotted keys and values of ``--cfg-options``.
+
+    Raises:
+        LaunchError: Names the key and what it should probably be.
+    """
+    for dotted in options:
+        keys = dotted.split('.')
+        node, done = follow(cfg, keys)
+        known = list(node) if isinstance(node, (dict, Config)) else []
+        near = nearest(keys[done], known) if done < len(keys) else None
+        if near:
+            meant = '.'.join([*keys[:done], near])
+            raise LaunchError(
+                f'--cfg-options {dotted}: there is no {keys[done]!r} in '
+                f'{".".join(keys[:done]) or "the config"}; did you mean {meant}?'
+            )
+
+
+def check_backbones(cfg: Config) -> None:
+    """Refuse arguments that our backbones do not have, before anything is built.
+
+    Raises:
+        LaunchError: Names the argument and the nearest that exists.
+    """
+    parameters = list(inspect.signature(MetaFormer).parameters)
+    for path, node in walk(cfg.model, ('model',)):
+        if type_of(node) not in BACKBONES:
+            continue
+        for name in node:
+            if name not in (*parameters, 'type', 'style', '_scope_'):
+                near = nearest(name, parameters)
+                remedy = f'did you mean {near}?' if near else f'it has {", ".join(parameters)}'
+                where = '.'.join(map(str, path))
+                raise LaunchError(f'{where}: {type_of(node)} has no argument {name!r}; {remedy}')
+
+
+def check_installed(cfg: Config, path: Path) -> None:
+    """Refuse a config of a toolbox that is not installed, and an mmcv without its ops.
+
+    Args:
+        cfg: The complete config.
+        path: Its file, for the message.
+
+    Raises:
+        LaunchError: Names what is missing and how to install it.
+    """
+    scopes = {cfg.default_scope}
+    for _, node in walk(cfg.to_dict()):
+        if isinstance(node.get('type'), str) and '.' in node['type']:
+            scopes.add(node['type'].split('.')[0])
+    for scope in sorted(scopes):
+        if find_spec(scope) is None:
+            hint = INSTALL_HINTS.get(scope, f'install the package that provides {scope}')
+            raise LaunchError(f'{path} needs {scope}, which is not installed: {hint}')
+    if find_spec('mmcv._ext') is None:
+        raise LaunchError(
+            'mmcv is installed without its compiled ops, which mmdet and mmseg need: '
+            'run `make setup`, or rebuild mmcv with --no-build-isolation beside the installed torch'
+        )
+
+
+def check_checkpoints(cfg: Config, phase: str) -> None:
+    """Refuse a config that names checkpoint files that do not exist.
+
+    Raises:
+        LaunchError: Names the file.
+    """
+    checkpoints = [('load_from', cfg.get('load_from'))]
+    if phase == 'train':
+        pretrained = (node for _, node in walk(cfg.model) if node.get('type') == 'Pretrained')
+        checkpoints += [('init_cfg', node.get('checkpoint')) for node in pretrained]
+    for key, checkpoint in checkpoints:
+        path = checkpoint and local_path(checkpoint)
+        if path and not path.exists():
+            where = '' if key == 'load_from' else f' ({key})'
+            raise LaunchError(f'checkpoint not found: {path}{where}. Give an existing file')
+
+
+def check_data(cfg: Config, phase: str) -> None:
+    """Refuse a config whose annotation files or image folders do not exist.
+
+    Args:
+        cfg: The complete config.
+        phase: A key of :data:`PHASES`.
+
+    Raises:
+        LaunchError: Names all of them, and how to get the data.
+    """
+    paths = []
+    for split in PHASES[phase]:
+        loader = cfg.get(f'{split}_dataloader') or {}
+        paths += _data_paths(loader.get('dataset') or {})
+        for _, evaluator in walk(cfg.get(f'{split}_evaluator')):
+            if _is_on_disk(evaluator):
+                paths.append(evaluator.get('ann_file'))
+    local = [local_path(path) for path in paths if path]
+    missing = [str(path) for path in dict.fromkeys(local) if path and not path.exists()]
+    if missing:
+        source = cfg.get('data_source', 'set the data_root of each dataloader to where it is')
+        raise LaunchError(
+            'data not found:\n  '
+            + '\n  '.join(missing)
+            + f'\nlooked for from {Path.cwd()}.\nHow to get it: {source}'
+        )
+
+
+def check_classes(cfg: Config) -> None:
+    """Refuse a model that is built for other classes than its data sets have.
+
+    Raises:
+        LaunchError: Names what disagrees, and the remedy.
+    """
+    init_default_scope(cfg.default_scope)
+    problems = list(check_fit(cfg))
+    for problem in problems:
+        if problem.level != ERROR:
+            print(f'warning: {problem.where}: {problem.detail}', file=sys.stderr)
+    errors = [f'{p.where}: {p.kind}: {p.detail}' for p in problems if p.level == ERROR]
+    if errors:
+        raise LaunchError('the model does not fit its data.\n' + '\n'.join(errors))
+
+
+def check_work_dir(work_dir: Path) -> None:
+    """Make the work dir, and refuse one that cannot be written to.
+
+    Raises:
+        LaunchError: Names it and the reason.
+    """
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=work_dir):
+            pass
+    except OSError as error:
+        raise LaunchError(f'cannot write to the work dir {work_dir}: {error}') from error
+
+
+def _data_paths(dataset: dict) -> Iterator[str]:
+    """The annotation files and image folders that a dataset, wrapped or not, will open."""
+    for _, node in walk(dataset):
+        root = node.get('data_root') or ''
+        annotations = node.get('ann_file')
+        parts = [
+            *(annotations if isinstance(annotations, (list, tuple)) else [annotations]),
+            *(node.get('data_prefix') or {}).values(),
+        ]
+        if _is_on_disk(node) and 'pipeline' in node:
+            yield root
+            yield from (os.path.join(root, part) for part in parts if part)
+
+
+def _is_on_disk(node: dict) -> bool:
+    backend = (node.get('backend_args') or {}).get('backend', 'local')
+    return backend in ('local', 'disk', 'hard_disk')
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that ``name`` is probably a misspelling of."""
+    matches = get_close_matches(name, list(map(str, known)), n=1, cutoff=0.75)
+    return matches[0] if matches else None

@@ -1,0 +1,111 @@
+"""What a run watches: its weights are loaded, its loss is finite, its errors name images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ..utils.errors import DataError, LaunchError, one_line
+from .resumed import check_resumed
+
+
+class NamingPipeline:
+    """A data pipeline whose errors name the image they are about."""
+
+    def __init__(self, pipeline: Callable):
+        self.pipeline = pipeline
+
+    def __call__(self, info: dict):
+        name = info.get('img_path', info.get('img_id', 'a sample'))
+        try:
+            return self.pipeline(info)
+        except Exception as error:  # of whatever kind, the sample is to blame
+            raise DataError(f'{name}: {one_line(error)}') from error
+
+    def __getattr__(self, name: str):
+        if name == 'pipeline':  # while it is copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.pipeline, name)
+
+
+def name_errors(dataset) -> None:
+    """Make the errors of a data set, wrapped or not, name the image they are about."""
+    for inner in (getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or ())):
+        if inner is not None:
+            name_errors(inner)
+    is_basic = not hasattr(dataset, 'dataset') and hasattr(dataset, 'pipeline')
+    if is_basic and not isinstance(dataset.pipeline, NamingPipeline):
+        dataset.pipeline = NamingPipeline(dataset.pipeline)
+
+
+class CheckLoadedWeights(Hook):
+    """Stop where mmengine would go on: no tensor of the checkpoint fits, or one holds NaN."""
+
+    priority = 'VERY_HIGH'
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if getattr(runner, '_resume', False):
+            check_resumed(checkpoint, runner)
+        weights = checkpoint.get('state_dict', checkpoint)
+        if not isinstance(weights, dict):
+            raise LaunchError(f'the checkpoint holds {type(weights).__name__}, not a state dict')
+        own = {f'{start}{key}' for key in runner.model.state_dict() for start in ('', 'module.')}
+        own |= {key.removeprefix('module.') for key in own}
+        fitting = {key: weights[key] for key in weights if key in own}
+        if not fitting:
+            keys = ', '.join(map(str, list(weights)[:5]))
+            raise LaunchError(f'no tensor of the checkpoint fits the model; its keys: {keys}, …')
+        for key, value in fitting.items():
+            if torch.is_tensor(value) and value.is_floating_point() and not value.isfinite().all():
+                raise LaunchError(f'the checkpoint holds NaN or Inf in {key}')
+
+
+class CheckLoss(Hook):
+    """Stop at the first loss that is NaN or Inf, and name the images it came from.
+
+    Under float16 a loss may overflow now and then, and the gradient scaler skips that step:
+    there the run stops when it happens ``patience`` times in a row.
+    """
+
+    priority = 'VERY_HIGH'  # before a checkpoint is written
+
+    def __init__(self, patience: int = 10):
+        self.patience = patience
+        self.in_a_row = 0
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        losses = {k: v for k, v in (outputs or {}).items() if 'loss' in k and torch.is_tensor(v)}
+        wrong = {key: value.mean().item() for key, value in losses.items() if _is_bad(value)}
+        if not wrong:
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        if hasattr(runner.optim_wrapper, 'loss_scaler') and self.in_a_row < self.patience:
+            runner.logger.warning(f'the loss is not finite at iteration {runner.iter + 1}: {wrong}')
+            return
+        values = ', '.join(f'{key}={value}' for key, value in wrong.items())
+        raise LaunchError(
+            f'the loss is not finite at iteration {runner.iter + 1}: {values}.\n'
+            f'Images: {", ".join(image_names(data_batch)) or "unknown"}.\n'
+            'Look for broken annotations with tools/check_dataset.py; try a smaller learning rate, '
+            'optim_wrapper.clip_grad="dict(max_norm=1)", or with --amp the type bfloat16. '
+            'The last checkpoint is from before; go on with --resume'
+        )
+
+
+def _is_bad(value: torch.Tensor) -> bool:
+    return not bool(value.isfinite().all())
+
+
+def image_names(data_batch) -> list[str]:
+    """The image files in a batch of mmdet or mmseg, as its data samples name them."""
+    if isinstance(data_batch, dict):
+        data_batch = list(data_batch.values())
+    if isinstance(data_batch, (list, tuple)):
+        return [name for part in data_batch for name in image_names(part)]
+    metainfo = getattr(data_batch, 'metainfo', {})
+    names = [metainfo['img_path']] if 'img_path' in metainfo else []
+    return names + image_names(getattr(data_batch, 'video_data_samples', []))

@@ -1,0 +1,281 @@
+"""A trained model, ready to predict: mmdet's and mmseg's inferencers, with what they leave open.
+
+The config is always given, so that none from inside a checkpoint is executed, and weights that do
+not fit are an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.infer import BaseInferencer
+from mmengine.registry import DATASETS
+from mmengine.runner.checkpoint import _load_checkpoint_to_model
+from torch import nn
+
+from ..archs import is_integer
+from ..deploy import compile_for_inference, switch_to_deploy
+from ..utils.config_tree import walk
+from ..utils.errors import LaunchError, join, one_line
+from ..utils.memory import reuse_freed_memory
+from .checks import check_checkpoints, nearest
+from .launch import CONFIG_HELP, load_config, require
+
+VISUALIZERS = {'mmdet': 'DetLocalVisualizer', 'mmseg': 'SegLocalVisualizer'}
+LONGEST_MESSAGE = 2000
+MANY_NAMES = 8
+LONGEST_CLASS = 200  # characters of a name
+
+
+def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what every program takes that runs a trained model on images."""
+    parser.add_argument('config', help=CONFIG_HELP)
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument('inputs', nargs='+', metavar='INPUT')
+    parser.add_argument('--device', help='cpu, cuda:0, … (default: a GPU if there is one)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override config entries, for example model.test_cfg.score_thr=0',
+    )
+    parser.add_argument(
+        '--allow-pickle',
+        action='store_true',
+        help='read checkpoints that execute code; only for files whose author you trust',
+    )
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)  # nothing is trained
+
+
+def add_deploy_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what makes a trained model faster, with the same predictions."""
+    parser.add_argument(
+        '--deploy', action='store_true', help='fold what inference does not need (switch_to_deploy)'
+    )
+    parser.add_argument(
+        '--compile', action='store_true', help='torch.compile the backbone; the start takes longer'
+    )
+
+
+def deploy(model: nn.Module, args: argparse.Namespace) -> None:
+    """Do what :func:`add_deploy_arguments` lets the user ask for, once the weights are loaded.
+
+    Raises:
+        LaunchError: There is nothing to fold.
+    """
+    if args.deploy and not switch_to_deploy(model):
+        raise LaunchError('--deploy: no part of this model has switch_to_deploy')
+    if args.compile:
+        while hasattr(model, 'module'):  # test-time augmentation and distributed wrappers
+            model = model.module
+        compile_for_inference(model.backbone)
+
+
+def misfit(checkpoint: str, error: Exception) -> LaunchError:
+    """The message for weights that PyTorch did not load into a model."""
+    problem = str(error)
+    more = '' if len(problem) < LONGEST_MESSAGE else ' …'
+    return LaunchError(f'{checkpoint} does not fit the model: {problem[:LONGEST_MESSAGE]}{more}')
+
+
+def report_passed_over(problems: list[str]) -> None:
+    """Name the inputs that nothing was done for, and end with 1 if there are any."""
+    for problem in problems:
+        print(f'passed over: {problem}', file=sys.stderr)
+    if problems:
+        sys.exit(1)
+
+
+def load_inferencer(args: argparse.Namespace) -> BaseInferencer:
+    """Build the inferencer of the config's toolbox, with every weight of the checkpoint.
+
+    Args:
+        args: See :func:`add_inference_arguments`.
+
+    Raises:
+        LaunchError: Config, checkpoint, classes and device do not fit together.
+        CheckpointError: The checkpoint cannot be read.
+    """
+    reuse_freed_memory()
+    device = _check_device(args.device)
+    cfg = load_config(args)
+    cfg.load_from = args.checkpoint
+    check_checkpoints(cfg, 'test')
+    require(cfg, 'test_dataloader.dataset.pipeline', 'to predict')
+    if cfg.default_scope not in VISUALIZERS:
+        raise LaunchError(
+            f'{args.config}: default_scope={cfg.default_scope!r}; {join(VISUALIZERS)} can predict'
+        )
+    # Without backends, which would log the pictures to where the training was logged.
+    cfg.visualizer = dict(type=VISUALIZERS[cfg.default_scope], name='predictions')
+    try:
+        return _inferencer_class(cfg.default_scope)(cfg, args.checkpoint, device=device)
+    except (KeyError, TypeError, ValueError, AttributeError, FileNotFoundError) as error:
+        raise LaunchError(
+            f'the model cannot be built from {args.config}: {one_line(error)}'
+        ) from error
+
+
+def draw(inferencer: BaseInferencer, image: np.ndarray, sample) -> np.ndarray:
+    """Draw all that a data sample holds on an image; both are RGB."""
+    if inferencer.cfg.default_scope == 'mmdet':
+        how = dict(pred_score_thr=-1.0)  # what is not wanted was taken away before
+    else:
+        how = dict(opacity=0.5)
+    (picture,) = inferencer.visualize([image], [sample], return_vis=True, **how)
+    return picture
+
+
+def find_classes(names: list[str], known: list[str]) -> list[int]:
+    """Positions of class names.
+
+    Raises:
+        LaunchError: A name is not known; names the nearest and those that are.
+    """
+    for name in names:
+        if name not in known:
+            near = nearest(name, known)
+            meant = f'; did you mean {near!r}?' if near else '.'
+            raise LaunchError(f'the model has no class {name!r}{meant} It has {join(known)}')
+    return [known.index(name) for name in names]
+
+
+def _check_device(name: str | None) -> str:
+    if name is None:
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise LaunchError(f'--device {name}: there are cpu, cuda and cuda:N') from error
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == 'cuda' and (device.index or 0) >= count:
+        raise LaunchError(f'--device {name}: PyTorch finds {count} GPUs here; --device cpu works')
+    return name
+
+
+def _inferencer_class(scope: str) -> type[BaseInferencer]:
+    if scope == 'mmdet':
+        from mmdet.apis import DetInferencer as Base
+    else:
+        from mmseg.apis import MMSegInferencer as Base
+
+    class Inferencer(Base):
+        """The toolbox's own, which loads all weights or none."""
+
+        def _load_weights_to_model(self, model, checkpoint, cfg):
+            meta = _dataset_meta(cfg, checkpoint)
+            try:
+                _load_checkpoint_to_model(model, checkpoint, strict=True)
+            except (RuntimeError, AttributeError, TypeError) as error:
+                raise misfit(cfg.load_from, error) from error
+            checkpoint = dict(checkpoint, meta=dict(dataset_meta=meta))
+            super()._load_weights_to_model(model, checkpoint, cfg)
+            model.dataset_meta['palette'] = meta['palette']  # tuples, for mmdet to draw with
+
+    return Inferencer
+
+
+def _dataset_meta(cfg: Config, checkpoint: dict) -> dict:
+    """Names and colours of the classes: the checkpoint's, else the config's.
+
+    Raises:
+        LaunchError: There are none, or another number than the heads have.
+    """
+    theirs, ours = _meta_of_checkpoint(checkpoint), _meta_of_config(cfg)
+    meta, who = (theirs, cfg.load_from) if theirs.get('classes') else (ours, 'the test set')
+    classes = list(meta.get('classes') or ())
+    if not classes:
+        raise LaunchError(
+            f'neither {cfg.load_from} nor the config names the classes: give them with '
+            "--cfg-options test_dataloader.dataset.metainfo.classes=\"['a','b']\""
+        )
+    for path, count in _class_counts(cfg):
+        if count != len(classes):
+            raise LaunchError(
+                f'{who} has {len(classes)} classes ({_some(classes)}), but the config says '
+                f'{path}={count}: give the config that {cfg.load_from} was trained with'
+            )
+    if ours.get('classes') and list(ours['classes']) != classes:
+        raise LaunchError(
+            f'{cfg.load_from} has the classes {_some(classes)}, and the test set of the config has '
+            f'{_some(ours["classes"])}: give the config that it was trained with'
+        )
+    colours = meta.get('palette') or ours.get('palette')
+    if not isinstance(colours, (list, tuple)) or len(colours) != len(classes):
+        colours = np.random.default_rng(0).integers(0, 256, (len(classes), 3)).tolist()
+    return dict(meta, classes=classes, palette=[tuple(colour) for colour in colours])
+
+
+def _meta_of_checkpoint(checkpoint: dict) -> dict:
+    """What the file says about its classes, as far as it is names and colours.
+
+    Raises:
+        LaunchError: Its classes are no names.
+    """
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, dict) else {}
+    found = meta.get('dataset_meta')
+    if isinstance(found, dict):
+        found = {str(key).lower(): value for key, value in found.items()}
+    else:
+        found = dict(classes=meta.get('CLASSES'), palette=meta.get('PALETTE'))  # mmdet 2, mmseg 0
+    classes, palette = found.get('classes'), found.get('palette')
+    if classes is not None and not _are_class_names(classes):
+        raise LaunchError('the classes that the checkpoint names are no printable names')
+    return dict(classes=classes, palette=palette if _are_colours(palette) else None)
+
+
+def _are_class_names(classes: object) -> bool:
+    return isinstance(classes, (list, tuple)) and all(
+        isinstance(name, str) and name.isprintable() and len(name) <= LONGEST_CLASS
+        for name in classes
+    )
+
+
+def _are_colours(palette: object) -> bool:
+    return isinstance(palette, (list, tuple)) and all(
+        isinstance(colour, (list, tuple))
+        and len(colour) == 3
+        and all(is_integer(part) and 0 <= part < 256 for part in colour)
+        for colour in palette
+    )
+
+
+def _meta_of_config(cfg: Config) -> dict:
+    """What the config's test set says about its classes, without its files."""
+    dataset = cfg.test_dataloader.dataset
+    with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
+        kind = dataset.type if isinstance(dataset.type, type) else registry.get(dataset.type)
+    return dict(getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {}))
+
+
+def _class_counts(cfg: Config):
+    """Where the heads that name classes say how many there are."""
+    for path, node in walk(cfg.model.to_dict(), ('model',)):
+        heads = [str(key) for key in path if str(key) in ('bbox_head', 'mask_head', 'decode_head')]
+        counts = isinstance(node.get('num_classes'), int) and not node.get('class_agnostic')
+        if heads and counts:
+            yield '.'.join([*map(str, path), 'num_classes']), node['num_classes']
+
+
+def _some(names) -> str:
+    """The first of many names."""
+    more = f', … {len(names)} in all' if len(names) > MANY_NAMES else ''
+    return join(list(names)[:MANY_NAMES]) + more
+
+
+def check_not_among(files: list[Path], folder: Path) -> None:
+    """Refuse to write into the folder that an input lies in.
+
+    Raises:
+        LaunchError: An input would be replaced by what is drawn on it.
+    """
+    for file in files:
+        if file.resolve().parent == folder.resolve():
+            raise LaunchError(f'{file} lies where pictures are written to: choose another --out')

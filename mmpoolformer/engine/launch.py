@@ -1,0 +1,392 @@
+"""What ``tools/train.py`` and ``tools/test.py`` share, for detection and segmentation alike.
+
+Problems a user can mend raise :class:`LaunchError`, which ends the program with one
+message and without a stack trace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_main_process
+from mmengine.registry import HOOKS, RUNNERS
+from mmengine.runner import CheckpointLoader, Runner
+
+from ..adapt.own_data import OwnDataError
+from ..adapt.swap import SwapError, swap_backbone
+from ..adapt.zoo import OWN, SEPARATOR, find_config
+from ..archs import METAFORMERS
+from ..checkpoints import CheckpointError, local_path, register_loaders
+from ..registry import BACKBONES, import_custom_modules
+from ..utils.config_tree import find, type_of, walk
+from ..utils.errors import DataError, LaunchError, join, last_line
+from ..utils.files import replace_file
+from ..utils.memory import reuse_freed_memory
+from .checkpointing import (
+    POINTER,
+    CheckpointWriteError,
+    ResumableRunner,
+    SafeCheckpointHook,
+    newest_intact_checkpoint,
+)
+from .checks import (
+    PHASES,
+    check_backbones,
+    check_checkpoints,
+    check_classes,
+    check_data,
+    check_installed,
+    check_options,
+    check_work_dir,
+)
+from .curves import leave_curves
+from .distributed import check_launcher, prepare_cpu
+from .hooks import CheckLoadedWeights, CheckLoss
+from .resumed import check_meta
+from .resuming import ResumeHook
+from .signals import Terminated
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call ``main`` and turn the errors a user can mend into a message and exit code 1.
+
+    A run that SIGTERM ended has the exit code that shells give it, 143.
+    """
+    try:
+        main()
+    except Terminated as stop:
+        print(stop, file=sys.stderr)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would report the workers that end
+        sys.exit(128 + signal.SIGTERM)
+    except (LaunchError, CheckpointError, CheckpointWriteError, SwapError, OwnDataError) as error:
+        sys.exit(f'error: {error}')
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        sys.exit(f'error: {error}. Make room or mend the disk; then go on with --resume')
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+CONFIG_HELP = (
+    'config file; or the name of a config of this package, such as '
+    'retinanet_poolformer-s12_fpn_1x_coco; or one that mmdet or mmseg ships: mmdet::FOLDER/NAME.py'
+)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing share, as mmdet and mmseg name them."""
+    parser.add_argument('config', help=CONFIG_HELP)
+    parser.add_argument(
+        '--work-dir', help='folder for logs, checkpoints and metrics (default: work_dirs/CONFIG)'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override config entries, for example train_dataloader.batch_size=4; '
+        'a list is written key="[a,b]" or key=a,b',
+    )
+    parser.add_argument(
+        '--allow-pickle',
+        action='store_true',
+        help='read checkpoints that execute code; only for files whose author you trust',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes were started (default: none, a single process)',
+    )
+    # torch.distributed.launch passes it; torchrun sets the variable instead.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def find_config_file(name: str) -> Path:
+    """Return the file of a config given by its path, its own name or its name in the zoo.
+
+    A file of that path comes first; a name without a folder is one of this package's configs.
+
+    Raises:
+        LaunchError: There is none; names what there is.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    is_bare = SEPARATOR not in name and path.name == name
+    if SEPARATOR not in name and not is_bare:
+        raise LaunchError(f'config not found: {path}. {_similar_configs(path)}')
+    try:
+        return find_config(f'{OWN}{SEPARATOR}{name}' if is_bare else name)
+    except FileNotFoundError as error:
+        here = f'config not found: {path}. No such file here, and ' if is_bare else ''
+        raise LaunchError(f'{here}{error}') from error
+
+
+def read_config(path: Path) -> Config:
+    """Read a config file, without importing what its ``custom_imports`` names.
+
+    Raises:
+        LaunchError: It cannot be read.
+    """
+    try:
+        return Config.fromfile(path, import_custom_modules=False)
+    except Exception as error:  # whatever a config file's own code raises
+        raise LaunchError(f'cannot read {path}: {type(error).__name__}: {error}') from error
+
+
+def load_config(args: argparse.Namespace, arch: str | None = None) -> Config:
+    """Read the config of the command line, with its overrides and work dir.
+
+    The copy that mmengine leaves in the work dir is named ``config.py``: under the
+    config's own name it would be a second hit where mim looks a bare name up.
+
+    Args:
+        args: See :func:`add_common_arguments`.
+        arch: The MetaFormer that replaces the config's backbone, see :func:`swap_backbone`.
+
+    Raises:
+        LaunchError: No such file, a config that does not parse, or a toolbox that it
+            needs and that is not installed.
+        SwapError: The model takes no pyramid backbone.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    path = find_config_file(args.config)
+    cfg, name = read_config(path), path.stem
+    if arch is not None:
+        cfg = swap_backbone(cfg, arch)
+        name = f'{name}_{arch if arch in METAFORMERS else f"poolformer-{arch}"}'
+    _complete(cfg, args.cfg_options, path)
+    cfg = Config(cfg.to_dict(), cfg_text=cfg.text, filename='config.py')
+    cfg.launcher = args.launcher
+    cfg.setdefault('experiment_name', name)
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('work_dirs', name)
+    check_installed(cfg, path)
+    check_backbones(cfg)
+    register_loaders(replace=True, allow_pickle=args.allow_pickle)
+    if args.allow_pickle:
+        _allow_pickle(cfg.model)
+    return cfg
+
+
+def override(cfg: Config, options: dict | None) -> None:
+    """Change a config as ``--cfg-options`` says.
+
+    Raises:
+        LaunchError: An option looks like a misspelt key, see :func:`check_options`.
+    """
+    if options:
+        check_options(cfg, options)
+        cfg.merge_from_dict(options)
+
+
+def _complete(cfg: Config, options: dict | None, path: Path) -> None:
+    """Apply the overrides, import what the config needs, and see that it describes a run."""
+    try:
+        override(cfg, options)
+        import_custom_modules(cfg)
+    except LaunchError:
+        raise
+    except Exception as error:  # whatever the imported modules raise
+        raise LaunchError(f'cannot read {path}: {type(error).__name__}: {error}') from error
+    for key in ('model', 'default_scope'):
+        if not cfg.get(key):
+            raise LaunchError(
+                f'{path} has no {key!r}: it is not a detection or segmentation config'
+            )
+
+
+def _allow_pickle(model: dict) -> None:
+    """Let our backbones, which read their checkpoints themselves, read those that hold code."""
+    for _, node in walk(model):
+        if type_of(node) in BACKBONES:
+            for _, init_cfg in walk(node.get('init_cfg')):
+                init_cfg['allow_pickle'] = True
+
+
+def build_runner(cfg: Config, phase: str) -> Runner:
+    """Build mmengine's runner once everything it will need has been found.
+
+    Args:
+        cfg: The complete config.
+        phase: ``'train'`` or ``'test'``.
+
+    Raises:
+        LaunchError: Data or a checkpoint that the config names does not exist, or a part of
+            the config cannot be built.
+    """
+    reuse_freed_memory()
+    if phase == 'train':
+        _prepare_training(cfg)
+    check_checkpoints(cfg, phase)
+    check_data(cfg, phase)
+    check_classes(cfg)
+    check_work_dir(Path(cfg.work_dir))
+    if cfg.launcher != 'none':
+        check_launcher(cfg.launcher)
+        if not torch.cuda.is_available():
+            prepare_cpu(cfg)
+    runner_type = cfg.get('runner_type', 'Runner')
+    runner_class = ResumableRunner if runner_type == 'Runner' else RUNNERS.get(runner_type)
+    if runner_class is None:
+        raise LaunchError(f'runner_type={runner_type!r} is unknown: leave it out, or Runner')
+    try:
+        runner = runner_class.from_cfg(cfg)
+    # From unknown names, bad arguments, and packages that a part needs.
+    except (KeyError, TypeError, ValueError, ImportError) as error:
+        message = error.args[0] if error.args else error
+        raise LaunchError(f'the config cannot be built: {message}') from error
+    for hook in (CheckLoadedWeights(), CheckLoss(), ResumeHook()):
+        runner.register_hook(hook)
+    return runner
+
+
+def train(runner: Runner) -> None:
+    """Train, draw the curves, and turn what goes wrong with files on the way into a message.
+
+    Raises:
+        LaunchError: A file of the data set is missing or broken.
+        CheckpointWriteError: A checkpoint cannot be written.
+    """
+    _build_loops(runner, 'train')
+    try:
+        runner.train()
+    except (DataError, FileNotFoundError) as error:
+        last, _ = newest_intact_checkpoint(Path(runner.work_dir))
+        left = f'go on with --resume from {last}' if last else 'there is no checkpoint yet'
+        raise LaunchError(
+            f'stopped at iteration {runner.iter + 1}: {last_line(error)}. Mend it '
+            f'(tools/check_dataset.py finds all of its kind), then {left}'
+        ) from error
+    finally:  # of a run that was stopped, too
+        leave_curves(Path(runner.work_dir), runner.logger)
+
+
+def test(runner: Runner) -> dict:
+    """Test, and turn what goes wrong with files on the way into a message.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        LaunchError: A file of the data set is missing or broken.
+    """
+    _build_loops(runner, 'test')
+    try:
+        return runner.test()
+    except (DataError, FileNotFoundError) as error:
+        raise LaunchError(
+            f'{last_line(error)}. Mend it; tools/check_dataset.py finds all of its kind'
+        ) from error
+
+
+def _build_loops(runner: Runner, phase: str) -> None:
+    """Build the data sets where an error is still one of the data."""
+    if not isinstance(runner, Runner):  # a FlexibleRunner builds them with its strategy
+        return
+    for split in PHASES[phase]:
+        loop = getattr(runner, f'_{split}_loop')
+        if loop is None:
+            continue
+        try:
+            loop = getattr(runner, f'build_{split}_loop')(loop)
+        except Exception as error:  # whatever the code of a data set raises
+            raise LaunchError(
+                f'the {split} data set cannot be built: {type(error).__name__}: '
+                f'{last_line(error)}. tools/check_dataset.py CONFIG says what is wrong with it'
+            ) from error
+        setattr(runner, f'_{split}_loop', loop)
+
+
+def _prepare_training(cfg: Config) -> None:
+    """Checkpoints that are whole, and the newest of them that is, if the run is to go on."""
+    HOOKS.register_module(module=SafeCheckpointHook, force=True)
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    if type_of(hook) == 'CheckpointHook':
+        hook['type'] = 'SafeCheckpointHook'
+    if cfg.get('resume'):
+        if not cfg.get('load_from'):
+            _choose_checkpoint(cfg)
+        _keep_seed(cfg)
+
+
+def _choose_checkpoint(cfg: Config) -> None:
+    """Resume from the newest checkpoint in the work dir that is intact."""
+    pointer = Path(cfg.work_dir) / POINTER
+    named = pointer.read_text().strip() if pointer.is_file() else ''
+    if '://' in named:  # mmengine finds what is stored remotely
+        return
+    newest, broken = newest_intact_checkpoint(Path(cfg.work_dir))
+    for path in broken:
+        print(f'warning: {path} is BROKEN, and passed over', file=sys.stderr)
+    if newest is None and (broken or pointer.is_file()):
+        raise LaunchError(
+            f'no checkpoint in {cfg.work_dir} can be read: {pointer} names {named!r}; broken: '
+            f'{join(broken) or "none"}. Remove them to start anew'
+        )
+    cfg.load_from = newest and str(newest)
+
+
+def _keep_seed(cfg: Config) -> None:
+    """Draw the order of the data with the seed of the run that goes on."""
+    checkpoint = cfg.get('load_from') and local_path(cfg.load_from)
+    if checkpoint and checkpoint.is_file():
+        # mmengine would restore it after the order of the data has been drawn.
+        meta = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu').get('meta')
+        cfg.setdefault('randomness', dict(seed=None))
+        if cfg.randomness.get('seed') is None and meta is not None:
+            try:
+                check_meta(meta)
+            except LaunchError as error:
+                raise LaunchError(f'{checkpoint} cannot be resumed: {error}') from error
+            cfg.randomness.seed = meta.get('seed')
+
+
+def write_metrics(cfg: Config, phase: str, metrics: dict) -> None:
+    """Write metrics to ``{phase}_metrics.json`` in the work dir, whole or not at all."""
+    if not is_main_process():
+        return
+    path = Path(cfg.work_dir) / f'{phase}_metrics.json'
+    values = {
+        key: value.tolist() if hasattr(value, 'tolist') else value for key, value in metrics.items()
+    }
+    replace_file(path, json.dumps(values, indent=2, default=str) + '\n')
+
+
+def require(cfg: Config, key: str, option: str):
+    """Return the config entry that a command-line option works on.
+
+    Args:
+        cfg: The config.
+        key: Dotted path of the entry.
+        option: The option that needs it, for the message.
+
+    Raises:
+        LaunchError: The config has no such entry, or it is empty.
+    """
+    entry = find(cfg, key.split('.'))
+    if not entry:
+        raise LaunchError(f'{option} needs {key}, which the config does not have: add it')
+    return entry
+
+
+def _similar_configs(path: Path) -> str:
+    if path.parent.is_dir():
+        names = sorted(p.name for p in path.parent.glob('*.py'))
+        return f'In {path.parent} there are: {", ".join(names) or "no configs"}'
+    return f'There is no folder {path.parent}'

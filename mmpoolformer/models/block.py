@@ -1,0 +1,182 @@
+"""The block of a MetaFormer, as the papers write it and with fewer passes."""
+
+from __future__ import annotations
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..ops import channel_mlp, channel_mlp_covers, pool_mix
+from .layers import Mlp, is_exact_gelu, scale_parameter, scaled
+from .norms import is_foldable, is_over_one_group, one_group_norm
+from .token_mixers import Pooling
+
+
+class MetaFormerBlock(BaseModule):
+    """norm → token mixer → add → norm → channel MLP → add (Eqs. 2 and 3).
+
+    LayerScale (arXiv 2103.17239) and stochastic depth (arXiv 1603.09382) act on
+    both branches; in the second paper, ResScale (arXiv 2110.09456) on the shortcuts instead.
+
+    Args:
+        dim: Channels.
+        token_mixer: Module that maps ``[B, dim, H, W]`` to the same shape.
+        mlp_ratio: Hidden width of the channel MLP over ``dim``.
+        norm_cfg: Config of both norms.
+        act_cfg: Config of the MLP's activation.
+        drop_rate: Dropout rate in the MLP.
+        drop_path_rate: Probability of dropping a branch for a sample.
+        layer_scale_init_value: Initial value of LayerScale; ``None`` for none.
+        res_scale_init_value: Initial value of ResScale; ``None`` for none.
+        mlp_bias: Whether the convolutions of the channel MLP have biases.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        token_mixer: nn.Module,
+        mlp_ratio: float,
+        norm_cfg: dict,
+        act_cfg: dict,
+        drop_rate: float,
+        drop_path_rate: float,
+        layer_scale_init_value: float | None,
+        res_scale_init_value: float | None = None,
+        mlp_bias: bool = True,
+    ):
+        super().__init__()
+        self.norm1 = build_norm_layer(norm_cfg, dim)[1]
+        self.token_mixer = token_mixer
+        self.norm2 = build_norm_layer(norm_cfg, dim)[1]
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_cfg, drop_rate, mlp_bias)
+        self.drop_path = DropPath(drop_path_rate)
+        self.layer_scale_1 = scale_parameter(dim, layer_scale_init_value)
+        self.layer_scale_2 = scale_parameter(dim, layer_scale_init_value)
+        self.res_scale_1 = scale_parameter(dim, res_scale_init_value)
+        self.res_scale_2 = scale_parameter(dim, res_scale_init_value)
+        self.deployed = False
+
+    def forward(self, x: Tensor, fuse: bool = True) -> Tensor:
+        """Map ``[B, dim, H, W]`` to the same shape.
+
+        The same twice, with the token mixer and with the channel MLP::
+
+            x ─┬─ norm ── token mixer ── LayerScale ── DropPath ─(+)─ x
+               └───────────────────── ResScale ───────────────────┘
+
+            x ─┬─ norm ── channel MLP ── LayerScale ── DropPath ─(+)─ x
+               └───────────────────── ResScale ───────────────────┘
+
+        Args:
+            fuse: Compute with :mod:`mmpoolformer.ops` if the block can, else operation by
+                operation what the paper writes. The numbers are the same.
+        """
+        if fuse and self.can_fuse:
+            return self._forward_fused(x)
+        branch = scaled(self.token_mixer(self.norm1(x)), self.layer_scale_1)
+        x = scaled(x, self.res_scale_1) + self.drop_path(branch)
+        branch = scaled(self.mlp(self.norm2(x)), self.layer_scale_2)
+        return scaled(x, self.res_scale_2) + self.drop_path(branch)
+
+    # The same with fewer passes.
+
+    @property
+    def can_fuse(self) -> bool:
+        """Whether the mixer, the norm before it and the scales are those of ``pool_mix``."""
+        return (
+            type(self.token_mixer) is Pooling
+            and is_over_one_group(self.norm1)
+            and self.layer_scale_1 is not None
+            and self.res_scale_1 is None
+        )
+
+    def _forward_fused(self, x: Tensor) -> Tensor:
+        norm1, norm2, mlp = self.norm1, self.norm2, self.mlp
+        x, stats = pool_mix(
+            x, norm1.weight, norm1.bias, self.layer_scale_1,
+            self._draw_sample_scale(x), self.token_mixer.pool_size, norm1.eps,
+        )  # fmt: skip
+        sample_scale = self._draw_sample_scale(x)
+        if self._mlp_is_covered(x):
+            return channel_mlp(
+                x, stats, norm2.weight, norm2.bias,
+                mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias,
+                self.layer_scale_2, sample_scale, norm2.eps,
+            )  # fmt: skip
+        return self._add_branch(x, mlp(one_group_norm(norm2, x)), sample_scale)
+
+    def _add_branch(self, x: Tensor, branch: Tensor, sample_scale: Tensor | None) -> Tensor:
+        if self.deployed and sample_scale is None:
+            return x + branch
+        scale = self.layer_scale_2[:, None, None]
+        if sample_scale is not None:
+            scale = scale * sample_scale[:, None, None, None]
+        if torch.is_grad_enabled() or branch.dtype != x.dtype:
+            return torch.addcmul(x, scale, branch)
+        return branch.mul_(scale).add_(x)
+
+    def _mlp_is_covered(self, x: Tensor) -> bool:
+        mlp = self.mlp
+        return (
+            is_over_one_group(self.norm2)
+            and is_exact_gelu(mlp.act)
+            and mlp.fc1.bias is not None
+            and not (self.training and mlp.drop.p > 0)
+            and channel_mlp_covers(x, mlp.fc1.weight, self.layer_scale_2)
+        )
+
+    def _draw_sample_scale(self, x: Tensor) -> Tensor | None:
+        """Draw stochastic depth's factor per sample ``[B]``; ``None`` where it does nothing."""
+        if not self.training or self.drop_path.drop_prob == 0:
+            return None
+        return self.drop_path(x.new_ones(x.shape[0], dtype=torch.float32))
+
+    # Folding.
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> None:
+        """Fold LayerScale and the second norm's affine part into the channel MLP."""
+        if self.deployed:
+            return
+        fc1, fc2, norm = self.mlp.fc1, self.mlp.fc2, self.norm2
+        if self.layer_scale_2 is not None:
+            _scale_outputs(fc2, self.layer_scale_2)
+            _make_constant(self, 'layer_scale_2', 1.0)
+        # A bias of the norm goes into that of the convolution, which must have one.
+        if is_foldable(norm) and (norm.bias is None or fc1.bias is not None):
+            _fold_affine(norm, fc1)
+        self.deployed = True
+
+
+def _fold_affine(norm: nn.Module, conv: nn.Conv2d) -> None:
+    """Move a norm's weight, and its bias if it has one, into the convolution behind it."""
+    if norm.bias is not None:
+        bias = conv.weight.double().flatten(1) @ norm.bias.double()
+        conv.bias.copy_(conv.bias.double() + bias)
+        _make_constant(norm, 'bias', 0.0)
+    conv.weight.mul_(norm.weight[:, None, None])
+    _make_constant(norm, 'weight', 1.0)
+
+
+def _scale_outputs(conv: nn.Conv2d, scale: Tensor) -> None:
+    conv.weight.mul_(scale[:, None, None, None])
+    if conv.bias is not None:
+        conv.bias.mul_(scale)
+
+
+def _make_constant(module: nn.Module, name: str, value: float) -> None:
+    """Replace a parameter by a constant that is not part of ``state_dict()``."""
+    parameter = getattr(module, name)
+    delattr(module, name)
+    module.register_buffer(name, torch.full_like(parameter, value), persistent=False)
+
+
+def drop_path_rates(last: float, layers: tuple[int, ...]) -> list[list[float]]:
+    """Rates of stochastic depth by stage and block, in even steps from 0 to that of the last."""
+    steps = max(sum(layers) - 1, 1)
+    return [
+        [last * (sum(layers[:stage]) + block) / steps for block in range(blocks)]
+        for stage, blocks in enumerate(layers)
+    ]

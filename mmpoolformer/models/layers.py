@@ -1,0 +1,108 @@
+"""Layers of a MetaFormer besides its norms and token mixers."""
+
+from __future__ import annotations
+
+import torch
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmengine.model import trunc_normal_init
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PatchEmbed(nn.Module):
+    """Stem or downsampling: one strided convolution, in the second paper with a norm.
+
+    Maps ``[B, in_channels, H, W]`` to about ``[B, embed_dim, H/stride, W/stride]``.
+
+    Args:
+        norm_cfg: Config of the norm, after the stem's convolution and before another.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        embed_dim: int,
+        kernel_size: int,
+        stride: int,
+        padding: int,
+        norm_cfg: dict | None = None,
+        norm_first: bool = True,
+    ):
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, embed_dim, kernel_size, stride, padding)
+        self.norm_first = norm_first
+        self.norm = None
+        if norm_cfg is not None:
+            self.norm = build_norm_layer(norm_cfg, in_channels if norm_first else embed_dim)[1]
+            trunc_normal_init(self.proj, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm is None:
+            return self.proj(x)
+        return self.proj(self.norm(x)) if self.norm_first else self.norm(self.proj(x))
+
+
+class Mlp(nn.Module):
+    """Channel MLP of two 1×1 convolutions, ``[B, C, H, W]`` to the same shape."""
+
+    def __init__(
+        self, dim: int, hidden_dim: int, act_cfg: dict, drop_rate: float, bias: bool = True
+    ):
+        super().__init__()
+        self.fc1 = nn.Conv2d(dim, hidden_dim, 1, bias=bias)
+        self.act = build_activation_layer(act_cfg)
+        self.fc2 = nn.Conv2d(hidden_dim, dim, 1, bias=bias)
+        self.drop = nn.Dropout(drop_rate)
+        for fc in (self.fc1, self.fc2):
+            trunc_normal_init(fc, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self._activate(self.fc1(x)))
+        return self.drop(self.fc2(x))
+
+    def _activate(self, x: Tensor) -> Tensor:
+        # In inference in place, as a second map of this width costs more than GELU, unless a hook
+        # may have kept the first one.
+        in_place = not torch.is_grad_enabled() and not self.fc1._forward_hooks
+        if in_place and is_exact_gelu(self.act):
+            return torch.ops.aten.gelu_(x)
+        return self.act(x)
+
+
+@MODELS.register_module()
+class StarReLU(nn.Module):
+    """``scale * relu(x)² + bias`` with both numbers learned (arXiv 2210.13452, Eq. 6)."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * F.relu(x) ** 2 + self.bias
+
+
+# By ``Arch.act``.
+ACTS = {'gelu': dict(type='GELU'), 'star_relu': dict(type='StarReLU')}
+
+
+def resized(pos_embed: Tensor, size: tuple[int, int]) -> Tensor:
+    """Interpolate a position embedding ``[1, C, H, W]`` to another height and width."""
+    if pos_embed.shape[-2:] == size:
+        return pos_embed
+    wide = pos_embed.to(torch.promote_types(pos_embed.dtype, torch.float32))
+    wide = F.interpolate(wide, size, mode='bicubic', align_corners=False, antialias=True)
+    return wide.to(pos_embed.dtype)  # 16 bits cannot be interpolated on the CPU
+
+
+def scale_parameter(dim: int, init_value: float | None) -> nn.Parameter | None:
+    return None if init_value is None else nn.Parameter(torch.full((dim,), float(init_value)))
+
+
+def scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else scale[:, None, None] * x
+
+
+def is_exact_gelu(act: nn.Module) -> bool:
+    return type(act) is nn.GELU and act.approximate == 'none'

@@ -1,0 +1,359 @@
+"""The channel MLP and its backward as Triton kernels."""
+
+# Triton reads the annotations of kernels, so they are not postponed here.
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common import CHANNELS, PIXELS, channels_last, count_parts, new_map, operation
+from .norm_backward import norm_backward
+from .statistics import load_moments, load_stats
+
+HIDDEN_ROWS = 128
+HIDDEN_UNITS = 64
+HIDDEN_STAGES = 2
+HIDDEN_SHARED_MEMORY = 2 * HIDDEN_STAGES * 2 * (HIDDEN_ROWS + HIDDEN_UNITS) * 64
+
+
+@triton.jit
+def _gelu_cdf(h):
+    return 0.5 * (1.0 + tl.math.erf(h * 0.7071067811865476))
+
+
+@triton.jit
+def _normalised(
+    x_ptr, row, channel, rows, C, shift, mean, rstd, weight_ptr, bias_ptr, dtype: tl.constexpr
+):
+    mask = (row < rows)[:, None] & (channel < C)[None, :]
+    x = tl.load(x_ptr + row[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
+    return ((x - shift - mean) * rstd * weight[None, :] + bias[None, :]).to(dtype)
+
+
+@triton.jit
+def _add_branch(
+    x_ptr, y_ptr, branch_ptr, branch, bias_ptr, scale_ptr, gain, row, channel, rows, C,
+    SAVE_BRANCH: tl.constexpr,
+):  # fmt: skip
+    index = row[:, None] * C + channel[None, :]
+    mask = (row < rows)[:, None]
+    branch += tl.load(bias_ptr + channel).to(tl.float32)[None, :]
+    if SAVE_BRANCH:
+        tl.store(branch_ptr + index, branch.to(branch_ptr.dtype.element_ty), mask=mask)
+    scale = tl.load(scale_ptr + channel).to(tl.float32)[None, :]
+    x = tl.load(x_ptr + index, mask=mask, other=0.0).to(tl.float32)
+    y = x + gain * scale * branch
+    tl.store(y_ptr + index, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def mlp_kernel(
+    x_ptr, stats_ptr, norm_weight_ptr, norm_bias_ptr, fc1_ptr, fc1_bias_ptr, fc2_ptr, fc2_bias_ptr,
+    scale_ptr, sample_scale_ptr, y_ptr, moments_ptr, branch_ptr,
+    rows, eps,
+    PARTS: tl.constexpr, SAMPLE_SCALE: tl.constexpr, SAVE_BRANCH: tl.constexpr,
+    C: tl.constexpr, C_A: tl.constexpr, C_B: tl.constexpr,
+    HIDDEN: tl.constexpr, ROWS: tl.constexpr, HIDDEN_TILE: tl.constexpr,
+):  # fmt: skip
+    """``y = x + scale · fc2(GELU(fc1(norm(x))))``; grid [B, row tiles].
+
+    A program keeps its rows of the input and of the output on the chip and walks
+    through the hidden units, so the hidden tensor is never in memory. Tiles have
+    power-of-two sides: ``C`` is split into ``C_A + C_B``.
+    """
+    b = tl.program_id(0)
+    shift, mean, rstd = load_stats(stats_ptr, moments_ptr, b, eps, PARTS)
+    gain = 1.0
+    if SAMPLE_SCALE:
+        gain = tl.load(sample_scale_ptr + b).to(tl.float32)
+    offset = b.to(tl.int64) * rows * C
+    x_ptr += offset
+    y_ptr += offset
+    branch_ptr += offset
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    dtype: tl.constexpr = fc1_ptr.dtype.element_ty
+
+    a = tl.arange(0, C_A)
+    x_a = _normalised(
+        x_ptr, row, a, rows, C, shift, mean, rstd, norm_weight_ptr, norm_bias_ptr, dtype
+    )
+    out_a = tl.zeros([ROWS, C_A], tl.float32)
+    if C_B > 0:
+        c = C_A + tl.arange(0, C_B)
+        x_b = _normalised(
+            x_ptr, row, c, rows, C, shift, mean, rstd, norm_weight_ptr, norm_bias_ptr, dtype
+        )
+        out_b = tl.zeros([ROWS, C_B], tl.float32)
+    for start in range(0, HIDDEN, HIDDEN_TILE):
+        unit = start + tl.arange(0, HIDDEN_TILE)
+        hidden = tl.dot(x_a, tl.trans(tl.load(fc1_ptr + unit[:, None] * C + a[None, :])))
+        if C_B > 0:
+            hidden = tl.dot(
+                x_b, tl.trans(tl.load(fc1_ptr + unit[:, None] * C + c[None, :])), hidden
+            )
+        hidden += tl.load(fc1_bias_ptr + unit).to(tl.float32)[None, :]
+        hidden = (hidden * _gelu_cdf(hidden)).to(dtype)
+        out_a = tl.dot(
+            hidden, tl.trans(tl.load(fc2_ptr + a[:, None] * HIDDEN + unit[None, :])), out_a
+        )
+        if C_B > 0:
+            out_b = tl.dot(
+                hidden, tl.trans(tl.load(fc2_ptr + c[:, None] * HIDDEN + unit[None, :])), out_b
+            )
+    _add_branch(
+        x_ptr, y_ptr, branch_ptr, out_a, fc2_bias_ptr, scale_ptr, gain, row, a, rows, C, SAVE_BRANCH
+    )
+    if C_B > 0:
+        _add_branch(
+            x_ptr, y_ptr, branch_ptr, out_b, fc2_bias_ptr, scale_ptr, gain, row, c, rows, C,
+            SAVE_BRANCH,
+        )  # fmt: skip
+
+
+@triton.jit
+def mlp_backward_inputs_kernel(
+    grad_ptr, x_ptr, branch_ptr, moments_ptr, norm_weight_ptr, norm_bias_ptr, scale_ptr,
+    sample_scale_ptr, normed_ptr, scaled_ptr, sums_ptr,
+    rows, C,
+    SAMPLE_SCALE: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Operands of the matrix products; grid [B, parts, C tiles].
+
+    Writes the normalised input, the gradient of the branch, and per sample and
+    channel the partial sums of that gradient and of ``gradient · branch``.
+    """
+    b = tl.program_id(0)
+    parts = tl.num_programs(1)
+    shift, mean, rstd = load_moments(moments_ptr, b)
+    gain = 1.0
+    if SAMPLE_SCALE:
+        gain = tl.load(sample_scale_ptr + b).to(tl.float32)
+    offset = b.to(tl.int64) * rows * C
+    channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    scale = tl.load(scale_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
+    dtype: tl.constexpr = normed_ptr.dtype.element_ty
+    bias_sum = tl.zeros([ROWS, CHANNELS], tl.float32)
+    scale_sum = tl.zeros([ROWS, CHANNELS], tl.float32)
+    tiles_here = tl.cdiv(tl.cdiv(rows, ROWS), parts)
+    first = tl.program_id(1) * tiles_here
+    for tile in range(first, first + tiles_here):
+        row = tile * ROWS + tl.arange(0, ROWS)
+        mask = (row < rows)[:, None] & (channel < C)[None, :]
+        index = offset + row[:, None] * C + channel[None, :]
+        normed = _normalised(
+            x_ptr + offset, row, channel, rows, C, shift, mean, rstd, norm_weight_ptr,
+            norm_bias_ptr, dtype,
+        )  # fmt: skip
+        tl.store(normed_ptr + index, normed, mask=mask)
+        grad = gain * tl.load(grad_ptr + index, mask=mask, other=0.0).to(tl.float32)
+        tl.store(scaled_ptr + index, (grad * scale[None, :]).to(dtype), mask=mask)
+        branch = tl.load(branch_ptr + index, mask=mask, other=0.0).to(tl.float32)
+        bias_sum += grad * scale[None, :]
+        scale_sum += grad * branch
+    sums_ptr += (b * parts + tl.program_id(1)) * 2 * C
+    tl.store(sums_ptr + channel, tl.sum(bias_sum, 0), mask=channel < C)
+    tl.store(sums_ptr + C + channel, tl.sum(scale_sum, 0), mask=channel < C)
+
+
+@triton.jit
+def mlp_backward_hidden_kernel(
+    normed_ptr, scaled_ptr, fc1_ptr, fc1_bias_ptr, fc2_ptr, hidden_ptr, d_hidden_ptr, sums_ptr,
+    rows,
+    C: tl.constexpr, HIDDEN: tl.constexpr,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
+    """Recomputed hidden units, their gradient and its column sums; grid [row · unit tiles]."""
+    unit_tiles: tl.constexpr = HIDDEN // UNITS
+    row_tile = tl.program_id(0) // unit_tiles
+    unit = tl.program_id(0) % unit_tiles * UNITS + tl.arange(0, UNITS)
+    row = row_tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    mask = (row < rows)[:, None]
+    inner = tl.arange(0, INNER)
+    hidden = tl.zeros([ROWS, UNITS], tl.float32)
+    d_hidden = tl.zeros([ROWS, UNITS], tl.float32)
+    for start in range(0, C, INNER):
+        channel = start + inner
+        index = row[:, None] * C + channel[None, :]
+        normed = tl.load(normed_ptr + index, mask=mask, other=0.0)
+        fc1 = tl.load(fc1_ptr + unit[:, None] * C + channel[None, :])
+        hidden = tl.dot(normed, tl.trans(fc1), hidden)
+        scaled = tl.load(scaled_ptr + index, mask=mask, other=0.0)
+        fc2 = tl.load(fc2_ptr + channel[:, None] * HIDDEN + unit[None, :])
+        d_hidden = tl.dot(scaled, fc2, d_hidden)
+    hidden += tl.load(fc1_bias_ptr + unit).to(tl.float32)[None, :]
+    cdf = _gelu_cdf(hidden)
+    density = 0.3989422804014327 * tl.exp(-0.5 * hidden * hidden)
+    d_hidden *= cdf + hidden * density
+    index = row[:, None] * HIDDEN + unit[None, :]
+    tl.store(hidden_ptr + index, (hidden * cdf).to(hidden_ptr.dtype.element_ty), mask=mask)
+    tl.store(d_hidden_ptr + index, d_hidden.to(d_hidden_ptr.dtype.element_ty), mask=mask)
+    d_hidden = tl.where(mask, d_hidden, 0.0)
+    tl.store(sums_ptr + row_tile * HIDDEN + unit, tl.sum(d_hidden, 0))
+
+
+# Widest MLP whose output tile the registers hold: wider ones spill (ptxas, sm_90).
+MAX_CHANNELS = 384
+
+
+def mlp_fits(channels: int, hidden_dim: int, device: torch.device) -> bool:
+    """Whether the MLP kernels take these widths and the chip has the shared memory for them."""
+    chip = torch.cuda.get_device_properties(device)
+    rows, units, _, stages = _mlp_tiles(channels)
+    shared_memory = 2 * channels * (rows + 2 * stages * units) + 1024
+    return (
+        chip.major >= 8
+        and split_channels(channels) is not None
+        and hidden_dim % HIDDEN_UNITS == 0
+        and max(shared_memory, HIDDEN_SHARED_MEMORY) <= chip.shared_memory_per_block_optin
+    )
+
+
+def split_channels(channels: int) -> tuple[int, int] | None:
+    """Write a width as a power of two, or as the sum of two, each at least 16; else ``None``."""
+    first = 1 << (channels.bit_length() - 1)
+    second = channels - first
+    one_power = second == 0
+    two_powers = second >= 16 and second & (second - 1) == 0
+    if not 16 <= channels <= MAX_CHANNELS or not (one_power or two_powers):
+        return None
+    return first, second
+
+
+def _mlp_tiles(channels: int) -> tuple[int, int, int, int]:
+    """Rows of a tile, hidden units of a step, warps and pipeline stages."""
+    if channels <= 128:
+        return 128, 64, 8, 2
+    return (64, 64, 8, 2) if channels <= 256 else (64, 32, 8, 2)
+
+
+def _fake_channel_mlp(
+    x, stats, norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, scale, sample_scale, eps,
+    dtype, save_branch,
+):  # fmt: skip
+    moments = stats.new_empty(x.shape[0], 3)
+    branch = new_map(x, fc1.dtype) if save_branch else x.new_empty(0, dtype=fc1.dtype)
+    return new_map(x, dtype), moments, branch
+
+
+@operation('channel_mlp', _fake_channel_mlp)
+def channel_mlp(
+    x: Tensor,
+    stats: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    fc1: Tensor,
+    fc1_bias: Tensor,
+    fc2: Tensor,
+    fc2_bias: Tensor,
+    scale: Tensor,
+    sample_scale: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    save_branch: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the output, the moments ``[B, 3]`` of ``x``, and the branch before LayerScale."""
+    batch_size, channels, height, width = x.shape
+    x = channels_last(x)
+    y, moments, branch = _fake_channel_mlp(
+        x, stats, norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, scale, sample_scale, eps,
+        dtype, save_branch,
+    )  # fmt: skip
+    first, second = split_channels(channels)
+    rows, hidden_tile, warps, stages = _mlp_tiles(channels)
+    mlp_kernel[batch_size, triton.cdiv(height * width, rows)](
+        x, stats, norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, scale, sample_scale,
+        y, moments, branch, height * width, eps,
+        PARTS=stats.shape[2], SAMPLE_SCALE=sample_scale is not None, SAVE_BRANCH=save_branch,
+        C=channels, C_A=first, C_B=second, HIDDEN=fc1.shape[0],
+        ROWS=rows, HIDDEN_TILE=hidden_tile, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return y, moments, branch
+
+
+def _fake_channel_mlp_backward(
+    grad, x, branch, moments, norm_weight, norm_bias, fc1, fc1_bias, fc2, scale, sample_scale
+):
+    per_channel = moments.new_empty(x.shape[1])
+    return (
+        new_map(x, x.dtype),
+        per_channel,
+        per_channel.clone(),
+        moments.new_empty(fc1.shape),
+        moments.new_empty(fc1.shape[0]),
+        moments.new_empty(fc2.shape),
+        per_channel.clone(),
+        per_channel.clone(),
+    )
+
+
+@operation('channel_mlp_backward', _fake_channel_mlp_backward)
+def channel_mlp_backward(
+    grad: Tensor,
+    x: Tensor,
+    branch: Tensor,
+    moments: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    fc1: Tensor,
+    fc1_bias: Tensor,
+    fc2: Tensor,
+    scale: Tensor,
+    sample_scale: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns the gradients of ``x``, both of the norm, of fc1, of fc2, and of ``scale``."""
+    batch_size, channels, height, width = x.shape
+    rows = height * width
+    grad, x = channels_last(grad), channels_last(x)
+    row_tiles, channel_tiles = triton.cdiv(rows, PIXELS), triton.cdiv(channels, CHANNELS)
+    parts = count_parts(batch_size, row_tiles)
+
+    normed, scaled = new_map(x, fc1.dtype), new_map(x, fc1.dtype)
+    branch_sums = moments.new_empty(batch_size, parts, 2, channels)
+    mlp_backward_inputs_kernel[batch_size, parts, channel_tiles](
+        grad, x, branch, moments, norm_weight, norm_bias, scale, sample_scale,
+        normed, scaled, branch_sums, rows, channels,
+        SAMPLE_SCALE=sample_scale is not None, ROWS=PIXELS, CHANNELS=CHANNELS,
+    )  # fmt: skip
+    d_fc2_bias, d_scale = (branch_sums[:, :, i].sum((0, 1)) for i in range(2))
+
+    d_normed, d_fc1, d_fc1_bias, d_fc2 = _backward_of_products(normed, scaled, fc1, fc1_bias, fc2)
+    del normed, scaled
+    dx, d_norm_weight, d_norm_bias = norm_backward(grad, d_normed, x, moments, norm_weight)
+    return dx, d_norm_weight, d_norm_bias, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias, d_scale
+
+
+def _backward_of_products(
+    normed: Tensor, scaled: Tensor, fc1: Tensor, fc1_bias: Tensor, fc2: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of the normalised input as rows, of fc1 and its bias, and of fc2.
+
+    The hidden units of this one block are computed again.
+    """
+    batch_size, channels, height, width = normed.shape
+    rows, hidden_dim = batch_size * height * width, fc1.shape[0]
+    row_tiles = triton.cdiv(rows, HIDDEN_ROWS)
+    hidden = new_map(normed, fc1.dtype, hidden_dim)
+    d_hidden = new_map(normed, fc1.dtype, hidden_dim)
+    sums = fc1.new_empty(row_tiles, hidden_dim, dtype=torch.float32)
+    mlp_backward_hidden_kernel[(row_tiles * (hidden_dim // HIDDEN_UNITS),)](
+        normed, scaled, fc1, fc1_bias, fc2, hidden, d_hidden, sums, rows,
+        C=channels, HIDDEN=hidden_dim, ROWS=HIDDEN_ROWS, UNITS=HIDDEN_UNITS,
+        INNER=min(64, channels & -channels), num_warps=8, num_stages=HIDDEN_STAGES,
+    )  # fmt: skip
+    normed, scaled, hidden, d_hidden = map(_as_rows, (normed, scaled, hidden, d_hidden))
+    d_fc1 = _mm_float32(d_hidden.t(), normed)
+    d_fc2 = _mm_float32(scaled.t(), hidden)
+    return d_hidden @ fc1, d_fc1, sums.sum(0), d_fc2
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _mm_float32(a: Tensor, b: Tensor) -> Tensor:
+    """Product of 16-bit matrices, rounded to float32 only."""
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()

@@ -1,0 +1,332 @@
+"""Own images and annotations in configs of both toolboxes."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+from helpers import CONFIGS, run_tool, tool_error
+from mmengine.config import Config
+from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
+from PIL import Image
+
+from mmpoolformer import OwnDataError, own_data_changes, use_dataset
+from mmpoolformer.adapt.zoo import find_config
+from mmpoolformer.datasets.fit import check_fit
+
+CLASSES = ('screw', 'nut', 'washer')
+
+
+def read(name):
+    path = find_config(name) if '::' in name else next(CONFIGS.glob(f'*/{name}.py'))
+    cfg = Config.fromfile(path, import_custom_modules=False)
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+DETECTORS = {
+    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py': 2,
+    'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py': 4,
+    'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py': 1,
+    'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py': 1,
+    'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py': 1,
+    'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py': 0,
+    'mmdet::pascal_voc/retinanet_r50_fpn_1x_voc0712.py': 1,
+    'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py': 2,
+    'mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py': None,
+}
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_every_head_of_a_detector_has_the_classes(name, own_coco):
+    cfg = read(name)
+    if DETECTORS[name] is None:
+        with pytest.raises(OwnDataError, match='without labels'):
+            use_dataset(cfg, own_coco / 'images', own_coco / 'all.json')
+        return
+    new = use_dataset(cfg, own_coco / 'images', own_coco / 'all.json')
+    assert list(check_fit(new)) == []
+    counts = [key for key, value in flatten(new.model) if key.endswith('num_classes')]
+    heads = [key for key in counts if 'rpn_head' not in key and 'backbone' not in key]
+    assert len(heads) >= DETECTORS[name]
+    for key, value in flatten(new.model):
+        if key in heads or key.endswith('num_things_classes'):
+            assert value == 3, key
+        if key.endswith('class_weight') and isinstance(value, list):
+            assert len(value) == 4
+    train = DATASETS.build(new.train_dataloader.dataset)
+    val = DATASETS.build(new.val_dataloader.dataset)
+    assert (len(train), len(val)) == (8, 2)
+    assert train.metainfo['classes'] == val.metainfo['classes'] == CLASSES
+    METRICS.build(new.val_evaluator)
+    cfg_again = read(name)
+    assert cfg.to_dict() == cfg_again.to_dict()
+
+
+def flatten(node, path=''):
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from flatten(value, f'{path}.{key}')
+    elif isinstance(node, (list, tuple)) and node and isinstance(node[0], (dict, list, tuple)):
+        for key, value in enumerate(node):
+            yield from flatten(value, f'{path}.{key}')
+    else:
+        yield path, list(node) if isinstance(node, tuple) else node
+
+
+SEGMENTORS = [
+    'sem-fpn_poolformer-s12_8xb4-40k_ade20k-512x512',
+    'mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512.py',
+    'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py',
+    'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+    'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+]
+
+
+@pytest.mark.parametrize('name', SEGMENTORS)
+def test_every_head_of_a_segmentor_has_the_classes(name, own_label_maps):
+    new = use_dataset(
+        read(name),
+        own_label_maps / 'images',
+        own_label_maps / 'labels',
+        classes=own_label_maps / 'classes.txt',
+    )
+    assert list(check_fit(new)) == []
+    for key, value in flatten(new.model):
+        if key.endswith('num_classes') and 'backbone' not in key:
+            assert value == 4, key
+        if key.endswith('class_weight') and isinstance(value, list):
+            assert len(value) == 5
+    val = DATASETS.build(new.val_dataloader.dataset)
+    assert len(val) == 2 and val.metainfo['classes'] == ('sky', 'roof', 'wall', 'ground')
+    labels = val[0]['data_samples'].gt_sem_seg.data
+    assert set(labels.unique().tolist()) == {0, 1, 2, 3}
+    METRICS.build(new.val_evaluator)
+
+
+def test_the_choice_is_the_same_for_a_seed_and_disjoint(own_coco):
+    cfg = read('retinanet_poolformer-s12_fpn_1x_coco')
+    parts = []
+    for seed in (0, 0, 1):
+        use_dataset(cfg, own_coco / 'images', own_coco / 'all.json', seed=seed, val_share=0.3)
+        ids = [
+            {
+                image['id']
+                for image in json.loads((own_coco / f'all_{part}.json').read_text())['images']
+            }
+            for part in ('train', 'val')
+        ]
+        assert not ids[0] & ids[1] and ids[0] | ids[1] == set(range(10)) and len(ids[1]) == 3
+        parts.append(ids[1])
+        if len(parts) == 2:
+            for part in ('train', 'val'):
+                (own_coco / f'all_{part}.json').unlink()
+    assert parts[0] == parts[1] != parts[2]
+
+
+def test_the_choice_that_a_config_relies_on_stays(own_coco):
+    cfg = read('retinanet_poolformer-s12_fpn_1x_coco')
+    use_dataset(cfg, own_coco / 'images', own_coco / 'all.json')
+    before = (own_coco / 'all_train.json').read_bytes()
+    with pytest.raises(OwnDataError, match='holds another choice of images'):
+        use_dataset(cfg, own_coco / 'images', own_coco / 'all.json', seed=1)
+    assert (own_coco / 'all_train.json').read_bytes() == before
+
+
+def test_boxes_are_drawn_in_the_colours_of_the_config(own_coco):
+    cfg = use_dataset(
+        read('retinanet_poolformer-s12_fpn_1x_coco'), own_coco / 'images', own_coco / 'all.json'
+    )
+    palette = cfg.test_dataloader.dataset.metainfo.palette
+    assert len(palette) == 3 and all(type(colour) is tuple for colour in palette)
+
+
+@pytest.mark.parametrize(
+    'name, arch, lr',
+    [
+        ('mmdet::rtmdet/rtmdet-ins_s_8xb32-300e_coco.py', None, 0.004 * 4 / 256),
+        ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', None, 0.02 * 4 / 16),
+    ],
+)
+def test_the_learning_rate_is_for_the_batch_that_the_config_names(name, arch, lr, own_coco):
+    cfg = use_dataset(
+        read(name), own_coco / 'images', own_coco / 'all.json', batch_size=4, arch=arch
+    )
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(lr, rel=1e-2)
+    assert cfg.auto_scale_lr.base_batch_size == 4
+
+
+def test_own_validation_data_are_taken_as_they_are(own_coco):
+    content = json.loads((own_coco / 'all.json').read_text())
+    content['images'] = content['images'][:4]
+    (own_coco / 'val.json').write_text(json.dumps(content))
+    cfg = read('mask-rcnn_poolformer-s12_fpn_1x_coco')
+    new = use_dataset(
+        cfg, own_coco / 'images', own_coco / 'all.json', val_annotations=own_coco / 'val.json'
+    )
+    assert new.train_dataloader.dataset.ann_file == str(own_coco / 'all.json')
+    assert new.val_evaluator.ann_file == str(own_coco / 'val.json')
+    assert not (own_coco / 'all_train.json').exists()
+
+
+def test_both_swaps_in_one_call(own_coco):
+    cfg = read('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py')
+    options = dict(arch='caformer_s18', checkpoint=None)
+    new = use_dataset(cfg, own_coco / 'images', own_coco / 'all.json', **options)
+    assert new.model.backbone.type == 'MetaFormer' and new.model.roi_head.mask_head.num_classes == 3
+    keys = [
+        change.key
+        for change in own_data_changes(cfg, own_coco / 'images', own_coco / 'all.json', **options)
+    ]
+    assert 'model.backbone' in keys and 'model.roi_head.bbox_head.num_classes' in keys
+    MODELS.build(new.model)
+
+
+def test_a_small_data_set_gets_enough_steps(own_coco):
+    cfg = read('retinanet_poolformer-s12_fpn_1x_coco')  # 12 epochs, batches of 2, made for 16
+    new = use_dataset(cfg, own_coco / 'images', own_coco / 'all.json')
+    assert new.train_cfg.max_epochs == 250  # 4 steps each
+    assert new.param_scheduler[1].milestones == [167, 229]
+    assert new.param_scheduler[0].end == 100
+    assert new.optim_wrapper.optimizer.lr == pytest.approx(cfg.optim_wrapper.optimizer.lr / 8)
+    assert new.auto_scale_lr.base_batch_size == 2
+    short = use_dataset(cfg, own_coco / 'images', own_coco / 'all.json', epochs=6, batch_size=4)
+    assert short.train_cfg.max_epochs == 6 and short.train_dataloader.batch_size == 4
+
+
+def test_an_iteration_based_schedule_is_shortened(own_label_maps):
+    cfg = read('sem-fpn_poolformer-s12_8xb4-40k_ade20k-512x512')
+    options = dict(classes=own_label_maps / 'classes.txt')
+    new = use_dataset(cfg, own_label_maps / 'images', own_label_maps / 'labels', **options)
+    assert new.train_cfg.max_iters == 1000 and new.train_cfg.val_interval == 83
+    assert new.param_scheduler[0].end == 1000
+
+
+def refuse(change, words, cfg, folder, **options):
+    change(folder)
+    with pytest.raises(OwnDataError) as error:
+        use_dataset(cfg, folder / 'images', folder / 'all.json', **options)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def rewrite(change):
+    def apply(folder):
+        content = json.loads((folder / 'all.json').read_text())
+        change(content)
+        (folder / 'all.json').write_text(json.dumps(content))
+
+    return apply
+
+
+BAD_COCO = {
+    'no file': (lambda folder: (folder / 'all.json').unlink(), ['all.json']),
+    'no JSON': (lambda folder: (folder / 'all.json').write_text('{'), ['all.json', 'file of COCO']),
+    'no categories': (rewrite(lambda c: c.pop('categories')), ['categories']),
+    'a class twice': (
+        rewrite(lambda c: c['categories'].append(dict(id=99, name='nut'))),
+        ["'nut' twice"],
+    ),
+    'one image': (
+        rewrite(lambda c: c.update(images=c['images'][:1])),
+        ['too few', 'val_annotations'],
+    ),
+    'no images': (rewrite(lambda c: c.update(images=[])), ['images']),
+    'no folder': (
+        lambda folder: (folder / 'images').rename(folder / 'gone'),
+        ['no folder', 'images'],
+    ),
+}
+
+
+@pytest.mark.parametrize('case', BAD_COCO)
+def test_bad_coco_data_are_refused(case, own_coco):
+    refuse(*BAD_COCO[case], read('retinanet_poolformer-s12_fpn_1x_coco'), own_coco)
+
+
+def test_categories_in_another_order_are_refused(own_coco):
+    content = json.loads((own_coco / 'all.json').read_text())
+    content['categories'].reverse()
+    (own_coco / 'val.json').write_text(json.dumps(content))
+    cfg = read('retinanet_poolformer-s12_fpn_1x_coco')
+    refuse(
+        lambda _: None,
+        ['washer, nut, screw', 'val.json'],
+        cfg,
+        own_coco,
+        val_annotations=own_coco / 'val.json',
+    )
+
+
+@pytest.mark.parametrize(
+    'name, word',
+    [
+        ('mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', 'panoptic'),
+        ('mmdet::glip/glip_atss_swin-t_a_fpn_dyhead_16xb2_ms-2x_funtune_coco.py', 'as text'),
+        (
+            'mmdet::bytetrack/bytetrack_yolox_x_8xb4-80e_crowdhuman-mot17halftrain_test-mot17halfval.py',
+            'tracker',
+        ),
+    ],
+)
+def test_models_of_other_classes_are_refused(name, word, own_coco):
+    refuse(lambda _: None, [word], read(name), own_coco)
+
+
+def drop_one(folder):
+    random.Random(0)
+    (folder / 'labels' / '3.png').unlink()
+
+
+def add_label(folder):
+    labels = np.full((64, 64), 7, np.uint8)
+    Image.fromarray(labels).save(folder / 'labels' / '0.png')
+
+
+BAD_LABEL_MAPS = {
+    'a map is missing': (drop_one, {}, ['no label map', '3.jpg']),
+    'a label beyond the classes': (add_label, {}, ['label 7', '4 classes', '0 to 3']),
+    'no classes': (lambda _: None, dict(classes=None), ['text file with one a line']),
+    'a text for a list': (lambda _: None, dict(classes='disc'), ["'disc'", "('disc',)"]),
+    'two suffixes': (
+        lambda folder: (folder / 'images' / '0.jpg').rename(folder / 'images' / '0.png'),
+        {},
+        ['.jpg, .png', 'one suffix'],
+    ),
+    'a share of all': (lambda _: None, dict(val_share=1), ['val_share=1']),
+    'a palette of another length': (lambda _: None, dict(palette=[[0, 0, 0]]), ['1 colours']),
+}
+
+
+@pytest.mark.parametrize('case', BAD_LABEL_MAPS)
+def test_bad_label_maps_are_refused(case, own_label_maps):
+    change, options, words = BAD_LABEL_MAPS[case]
+    change(own_label_maps)
+    options = dict(dict(classes=own_label_maps / 'classes.txt'), **options)
+    cfg = read('sem-fpn_poolformer-s12_8xb4-40k_ade20k-512x512')
+    with pytest.raises(OwnDataError) as error:
+        use_dataset(cfg, own_label_maps / 'images', own_label_maps / 'labels', **options)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_the_tool_writes_a_config_that_trains(own_coco, tmp_path, capsys):
+    config = CONFIGS / 'detection' / 'mask-rcnn_poolformer-s12_fpn_digits.py'
+    out = tmp_path / 'own.py'
+    data = ['--images', own_coco / 'images', '--annotations', own_coco / 'all.json']
+    run_tool('use_dataset', config, *data, '-o', out)
+    printed = capsys.readouterr().out
+    assert 'model.roi_head.mask_head.num_classes: 10 → 3 (the classes of your data)' in printed
+    assert f'wrote {out}' in printed
+    options = ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'train_dataloader.batch_size=2']
+    options += [
+        f'{s}_dataloader.{o}'
+        for s in ('train', 'val')
+        for o in ('num_workers=0', 'persistent_workers=False')
+    ]
+    run_tool('train', out, '--work-dir', tmp_path / 'work', '--cfg-options', *options)
+    metrics = json.loads((tmp_path / 'work' / 'val_metrics.json').read_text())
+    assert {'coco/bbox_mAP', 'coco/segm_mAP'} <= metrics.keys()
+    run_tool('check_dataset', out, '--workers', 0)
+    message = tool_error(capsys, 'use_dataset', config, *data, '-o', out)
+    assert 'exists' in message
+    message = tool_error(capsys, 'use_dataset', config, *data[:3], own_coco / 'gone.json')
+    assert message.startswith('error: ') and 'gone.json' in message

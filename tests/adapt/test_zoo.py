@@ -1,0 +1,139 @@
+"""PoolFormer in the place of other backbones, over the zoo of both toolboxes."""
+
+from importlib import import_module
+
+import pytest
+import torch
+from helpers import ROOT, load_tool
+from mmengine.registry import init_default_scope
+from zoo_configs import (
+    DEEPLABV3PLUS,
+    DETR,
+    FASTER_RCNN_C4,
+    FASTFCN,
+    MASK_RCNN,
+    PSPNET,
+    RETINANET,
+    UPERNET,
+    read,
+)
+
+from mmpoolformer import PoolFormer, SwapError, swap_backbone
+from mmpoolformer.adapt.zoo import config_folder, list_configs
+from mmpoolformer.registry import TOOLBOXES
+
+
+@pytest.fixture(scope='module')
+def zoo_report():
+    """The functions of the report on the zoo."""
+    return load_tool('zoo')
+
+
+# The first config of each of these folders is refused for this part of it.
+REFUSED_METHODS = {
+    'mmdet::bytetrack': 'CSPDarknet',
+    'mmdet::centripetalnet': 'HourglassNet',
+    'mmdet::common': 'no model',
+    'mmdet::cornernet': 'HourglassNet',
+    'mmdet::detectors': 'RFP',
+    'mmdet::glip': 'GLIP',
+    'mmdet::grounding_dino': 'GroundingDINO',
+    'mmdet::misc': 'Detectron2Wrapper',
+    'mmdet::mm_grounding_dino': 'GroundingDINO',
+    'mmdet::ocsort': 'CSPDarknet',
+    'mmdet::reid': 'BaseReID',
+    'mmdet::rtmdet': 'CSPNeXt',
+    'mmdet::strongsort': 'CSPDarknet',
+    'mmdet::tridentnet': 'TridentResNet',
+    'mmdet::yolo': 'YOLOV3Neck',
+    'mmdet::yolox': 'CSPDarknet',
+    'mmseg::beit': 'BEiT',
+    'mmseg::bisenetv1': 'BiSeNetV1',
+    'mmseg::bisenetv2': 'BiSeNetV2',
+    'mmseg::cgnet': 'CGNet',
+    'mmseg::ddrnet': 'DDRNet',
+    'mmseg::dpt': 'VisionTransformer',
+    'mmseg::erfnet': 'ERFNet',
+    'mmseg::fastscnn': 'FastSCNN',
+    'mmseg::icnet': 'ICNet',
+    'mmseg::mae': 'MAE',
+    'mmseg::mobilenet_v3': 'LRASPPHead',
+    'mmseg::pidnet': 'PIDNet',
+    'mmseg::san': 'MultimodalEncoderDecoder',
+    'mmseg::segmenter': 'VisionTransformer',
+    'mmseg::setr': 'VisionTransformer',
+    'mmseg::stdc': 'STDCContextPathNet',
+    'mmseg::unet': 'UNet',
+    'mmseg::vit': 'VisionTransformer',
+    'mmseg::vpd': 'VPD',
+}
+# These take PoolFormer and need something else that is not installed.
+UNBUILDABLE_METHODS = {'mmdet::deepsort': 'mmpretrain'}
+
+
+def first_of_each_method():
+    methods = {}
+    for toolbox in TOOLBOXES:
+        for name in list_configs(toolbox):
+            if name.count('/') == 1:
+                methods.setdefault(name.split('/')[0], name)
+    return methods
+
+
+METHODS = first_of_each_method()
+BUILDABLE_METHODS = [m for m in METHODS if m not in {**REFUSED_METHODS, **UNBUILDABLE_METHODS}]
+
+
+@pytest.mark.parametrize('method', BUILDABLE_METHODS)
+def test_one_config_of_each_method_builds(method, zoo_report, monkeypatch):
+    # A distilled model reads its teacher's config from there.
+    monkeypatch.chdir(config_folder(method.split('::')[0]).parent)
+    cfg = zoo_report['small'](swap_backbone(read(METHODS[method]), checkpoint=None))
+    assert any(isinstance(module, PoolFormer) for module in build(cfg).modules())
+
+
+@pytest.mark.parametrize('method', [m for m in REFUSED_METHODS if m in METHODS])
+def test_one_config_of_each_method_is_refused_with_the_reason(method):
+    with pytest.raises(SwapError, match=REFUSED_METHODS[method]):
+        swap_backbone(read(METHODS[method]))
+
+
+@pytest.mark.parametrize('method', [m for m in UNBUILDABLE_METHODS if m in METHODS])
+def test_one_config_of_each_method_lacks_nothing_but_other_packages(method):
+    cfg = swap_backbone(read(METHODS[method]), checkpoint=None)
+    with pytest.raises((KeyError, RuntimeError), match=UNBUILDABLE_METHODS[method]):
+        build(cfg)
+
+
+def build(cfg):
+    """Build on the meta device, without memory and arithmetic, where the model allows it."""
+    init_default_scope(cfg.default_scope)
+    import_module(f'{cfg.default_scope}.datasets')  # one of them has a data preprocessor
+    registry = import_module(f'{cfg.default_scope}.registry').MODELS
+    try:
+        with torch.device('meta'):
+            return registry.build(cfg.model)
+    except (RuntimeError, NotImplementedError):  # it computes while it is built
+        return registry.build(cfg.model)
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        FASTER_RCNN_C4,
+        MASK_RCNN,
+        RETINANET,
+        DETR,
+        'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+        'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py',
+        'mmdet::tood/tood_r50_fpn_1x_coco.py',
+        PSPNET,
+        DEEPLABV3PLUS,
+        UPERNET,
+        FASTFCN,
+        'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+    ],
+)
+def test_a_swapped_model_runs_and_trains(name, zoo_report, monkeypatch):
+    monkeypatch.chdir(ROOT)  # the step changes the folder
+    zoo_report['exercise'](swap_backbone(read(name), checkpoint=None), train=True)

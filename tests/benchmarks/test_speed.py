@@ -1,0 +1,109 @@
+"""``benchmarks/speed.py`` writes its report. How fast anything is, no test asks."""
+
+import json
+import os
+from types import SimpleNamespace
+
+import mmdet.models  # noqa: F401 (once, not in each of the detector's processes)
+import pytest
+import timm
+import torch
+from helpers import load_tool, needs_whole_graphs, run_tool
+from torch import nn
+
+create_model = timm.create_model
+
+
+def create_smaller(name, **options):
+    """The contenders from elsewhere with a block or two for each stage."""
+    if name.startswith('swin'):
+        options.update(depths=(1, 1, 1, 1), embed_dim=24, num_heads=(1, 1, 1, 1))
+    elif name.startswith('pvt'):
+        options.update(depths=(1, 1, 1, 1))
+    elif name.startswith('convnext'):
+        options.update(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
+    elif name.startswith('resnet'):
+        options.update(layers=(1, 1, 1, 1))
+    return create_model(name, **options)
+
+
+def test_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(timm, 'create_model', create_smaller)  # their processes are forked
+    small = '--archs', 's12', '--sizes', '64x64', '--rounds', '1', '--out', tmp_path
+    run_tool('speed', *small, '--dtypes', 'float32', '--modes', 'inference', 'training')
+    records = json.loads((tmp_path / 'benchmarks' / 'cpu.json').read_text())['records']
+    contenders = {(r['mode'], r['contender']) for r in records}
+    others = {'timm', 'ours', 'ours, plain', 'resnet50', 'swin_t', 'pvt_v2_b1', 'convnext_tiny'}
+    assert contenders == {(m, c) for m in ('inference', 'training') for c in others} | {
+        ('inference', 'convolutions alone')
+    }
+    assert all(r['milliseconds'] > 0 and len(r['quartiles']) == 2 for r in records)
+    report = (tmp_path / 'benchmarks.md').read_text()
+    assert 's12 float32 64x64 1' in report and 'not measured' in report
+
+    # A second run replaces its own cases and keeps the others.
+    run_tool('speed', *small, '--dtypes', 'bfloat16', '--modes', 'detector')
+    kept = json.loads((tmp_path / 'benchmarks' / 'cpu.json').read_text())['records']
+    assert [r for r in kept if r['mode'] != 'detector'] == records
+    assert [r['contender'] for r in kept if r['mode'] == 'detector'] == ['timm', 'ours']
+
+
+def test_a_contender_that_fails_leaves_its_row_and_the_others_go_on(tmp_path, monkeypatch):
+    def create(name, **options):
+        if name.startswith('pvt'):
+            raise torch.cuda.OutOfMemoryError('CUDA out of memory.')
+        if name.startswith('swin'):
+            os._exit(9)  # as a process does that the kernel kills
+        return create_smaller(name, **options)
+
+    monkeypatch.setattr(timm, 'create_model', create)
+    small = '--archs', 's12', '--sizes', '32x32', '--rounds', '1', '--no-compile'
+    run_tool('speed', *small, '--dtypes', 'float32', '--modes', 'inference', '--out', tmp_path)
+    records = json.loads((tmp_path / 'benchmarks' / 'cpu.json').read_text())['records']
+    errors = {r['contender']: r['error'] for r in records if 'error' in r}
+    assert errors == {
+        'pvt_v2_b1': 'OutOfMemoryError: CUDA out of memory.',
+        'swin_t': 'its process ended without an answer',
+    }
+    assert {r['contender'] for r in records if r.get('milliseconds')} >= {'timm', 'ours'}
+    assert '| pvt_v2_b1 | failed: OutOfMemoryError' in (tmp_path / 'benchmarks.md').read_text()
+
+
+class OneConvolution(nn.Conv2d):
+    def __init__(self):
+        super().__init__(3, 4, 3)
+
+    def forward(self, x):
+        return [super().forward(x)]
+
+
+@needs_whole_graphs
+def test_compiled_contenders_of_many_cases_in_one_process_are_compiled(monkeypatch):
+    # As on CUDA, where all cases share a process: Dynamo gives up after eight variants.
+    speed = load_tool('speed')
+    compiled, compile_ = [], torch.compile
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, 'compile', lambda model, **_: compile_(model, backend=backend))
+    patched = dict(
+        names=lambda *_: ['ours, compiled'],
+        ContenderProcess=speed['Contender'],
+        backbone=lambda *_: OneConvolution(),
+    )
+    for name, value in patched.items():
+        monkeypatch.setitem(speed['measure_case'].__globals__, name, value)
+    for count in range(1, 13):
+        case = dict(device='cpu', mode='training', arch='s12', dtype='float32', size='32x32')
+        (record,) = speed['measure_case'](
+            dict(case, batch=count), SimpleNamespace(rounds=1, no_compile=False)
+        )
+        assert 'error' not in record and len(compiled) == count
+
+
+def test_errors(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_tool('speed', '--sizes', '512', '--out', tmp_path)
+    assert stop.value.code == 2 and 'HEIGHTxWIDTH' in capsys.readouterr().err

@@ -1,0 +1,168 @@
+"""A model that does not fit its data: one message before the first iteration."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers import CONFIGS, run_tool, tool_error
+from mmengine.config import Config
+from PIL import Image
+
+from mmpoolformer.datasets.fit import check_categories, read_categories
+
+RETINANET = CONFIGS / 'detection' / 'retinanet_poolformer-s12_fpn_digits.py'
+MASK_RCNN = CONFIGS / 'detection' / 'mask-rcnn_poolformer-s12_fpn_digits.py'
+SEM_FPN = CONFIGS / 'segmentation' / 'sem-fpn_poolformer-s12_digits.py'
+REMEDY = 'metainfo=dict(classes='
+
+
+def refusals(config, root, tmp_path, capsys, change):
+    """What ``train.py`` and ``check_dataset.py`` say of a changed config."""
+    cfg = Config.fromfile(config)
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.data_root = f'{root}/'
+        if 'ann_file' in cfg[f'{split}_dataloader'].dataset and split != 'train':
+            cfg[f'{split}_evaluator'].ann_file = f'{root}/annotations/instances_validation.json'
+    change(cfg)
+    path = tmp_path / 'slip.py'
+    cfg.dump(path)
+    message = tool_error(capsys, 'train', path, '--work-dir', tmp_path / 'work')
+    with pytest.raises(SystemExit):
+        run_tool('check_dataset', path, '--workers', 0, '--out', tmp_path / 'problems.txt')
+    return message, (tmp_path / 'problems.txt').read_text()
+
+
+def set_classes(cfg, classes, *splits):
+    for split in splits or ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.metainfo = dict(classes=classes)
+
+
+def forget_metainfo(cfg):
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.pop('metainfo')
+    cfg.model.bbox_head.num_classes = 80
+
+
+DIGITS = tuple('0123456789')
+DETECTION_SLIPS = {
+    'num_classes left at 80': (
+        lambda cfg: cfg.model.bbox_head.update(num_classes=80),
+        ['model.bbox_head.num_classes=80', '10 classes'],
+    ),
+    'num_classes too small': (
+        lambda cfg: cfg.model.bbox_head.update(num_classes=9),
+        ['model.bbox_head.num_classes=9', '10 classes'],
+    ),
+    'a class misspelt in the train set only': (
+        lambda cfg: set_classes(cfg, ('zero', *DIGITS[1:]), 'train'),
+        ['the config has zero', 'not among its 10 categories'],
+    ),
+    'no comma': (
+        lambda cfg: set_classes(cfg, 'disc'),
+        ["classes='disc' is a text", "classes=('disc',)"],
+    ),
+    'metainfo and num_classes forgotten': (
+        forget_metainfo,
+        ['person', 'not among its 10 categories: 0, 1, 2', REMEDY],
+    ),
+    'classes in another order': (
+        lambda cfg: set_classes(cfg, DIGITS[::-1]),
+        ['the file has 0, 1, 2', 'the config 9, 8, 7', 'order'],
+    ),
+    'data sets of different classes': (
+        lambda cfg: set_classes(cfg, DIGITS[:9], 'val', 'test'),
+        ['val has 0, 1', 'train has 0, 1'],
+    ),
+}
+
+
+@pytest.mark.parametrize('slip', DETECTION_SLIPS)
+def test_slips_of_detection(slip, digits_root, tmp_path, capsys):
+    change, words = DETECTION_SLIPS[slip]
+    for message in refusals(RETINANET, digits_root, tmp_path, capsys, change):
+        assert all(word in message for word in words), message
+
+
+def test_box_and_mask_heads_of_different_sizes(digits_root, tmp_path, capsys):
+    def change(cfg):
+        cfg.model.roi_head.mask_head.num_classes = 80
+
+    for message in refusals(MASK_RCNN, digits_root, tmp_path, capsys, change):
+        assert 'model.roi_head.mask_head.num_classes=80' in message and '10 classes' in message
+
+
+@pytest.mark.parametrize('count', [6, 8, 150])
+def test_heads_of_segmentation(count, digits_root, tmp_path, capsys):
+    def change(cfg):
+        cfg.model.decode_head.num_classes = count
+
+    for message in refusals(SEM_FPN, digits_root, tmp_path, capsys, change):
+        assert f'model.decode_head.num_classes={count}' in message and '7 classes' in message
+
+
+@pytest.fixture
+def own_labels(tmp_path):
+    """Images and label maps of the values that are asked for."""
+
+    def make(values, count=4):
+        rng = np.random.default_rng(0)
+        for split in ('training', 'validation'):
+            for folder in ('images', 'annotations'):
+                (tmp_path / 'data' / folder / split).mkdir(parents=True)
+            for number in range(count):
+                image = rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)
+                labels = rng.choice(values, (8, 8)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
+                Image.fromarray(image).save(tmp_path / f'data/images/{split}/{number}.jpg')
+                Image.fromarray(labels).save(tmp_path / f'data/annotations/{split}/{number}.png')
+        return tmp_path / 'data'
+
+    return make
+
+
+def use_four_classes(cfg, reduce_zero_label):
+    cfg.model.decode_head.num_classes = 4
+    for split in ('train', 'val', 'test'):
+        dataset = cfg[f'{split}_dataloader'].dataset
+        dataset.metainfo = dict(classes=tuple('abcd'), palette=[[k, 0, 0] for k in range(4)])
+        dataset.reduce_zero_label = reduce_zero_label
+
+
+def test_inherited_reduce_zero_label(own_labels, tmp_path, capsys):
+    root = own_labels([0, 1, 2, 3])
+    for message in refusals(
+        SEM_FPN, root, tmp_path, capsys, lambda cfg: use_four_classes(cfg, True)
+    ):
+        assert 'reduce_zero_label=True takes label 0 as unlabelled' in message
+        assert "would be 'd'" in message and 'reduce_zero_label=False' in message
+
+
+def test_labels_that_count_from_one(own_labels, tmp_path, capsys):
+    root = own_labels([1, 2, 3, 4])
+    for message in refusals(
+        SEM_FPN, root, tmp_path, capsys, lambda cfg: use_four_classes(cfg, False)
+    ):
+        assert 'they count from 1' in message and 'reduce_zero_label=True' in message
+
+
+def test_metainfo_of_another_data_set(own_labels, tmp_path, capsys):
+    def change(cfg):
+        cfg.model.decode_head.num_classes = 4
+
+    for message in refusals(SEM_FPN, own_labels([1, 2, 3, 4]), tmp_path, capsys, change):
+        assert 'num_classes=4' in message and '7 classes: brick, grass' in message
+
+
+@pytest.mark.parametrize('where', ['first', 'last', 'twice'])
+def test_categories_are_found_wherever_they_stand(where, tmp_path):
+    categories = [dict(id=7, name='b'), dict(id=3, name='ä')]
+    coco = dict(images=[], annotations=[], info=dict(text='"categories"'))
+    coco = dict(categories=categories, **coco) if where == 'first' else coco
+    if where == 'twice':
+        coco['info']['categories'] = [1]
+    coco.setdefault('categories', categories)
+    (tmp_path / 'a.json').write_text(json.dumps(coco, ensure_ascii=False))
+    assert read_categories(tmp_path / 'a.json') == categories
+    assert list(check_categories(tmp_path / 'a.json', ('b', 'ä'))) == []
+    assert [p.kind for p in check_categories(tmp_path / 'a.json', ('ä', 'b'))] == [
+        'classes in another order'
+    ]

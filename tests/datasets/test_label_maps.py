@@ -1,0 +1,76 @@
+"""Bad label maps: each is found, and what passes the check loads in mmseg."""
+
+import numpy as np
+import pytest
+from bad_files import FUZZ, PNG, label_map, noise
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mmpoolformer.datasets import ERROR, WARNING, check_pair
+
+
+def pair(folder, labels, reduce_zero_label=True):
+    noise().save(folder / 'image.png')
+    Image.fromarray(labels).save(folder / 'labels.png')
+    return dict(
+        img_path=str(folder / 'image.png'),
+        seg_map_path=str(folder / 'labels.png'),
+        reduce_zero_label=reduce_zero_label,
+        label_map=None,
+    )
+
+
+@pytest.mark.parametrize(
+    'labels, reduce_zero_label, level, kind',
+    [
+        (label_map(0, 1, 4), True, ERROR, 'labels beyond the classes'),
+        (label_map(0, 3), False, ERROR, 'labels beyond the classes'),
+        (label_map(0, 1, shape=(20, 40)), True, ERROR, 'label map of another size'),
+        (np.zeros((30, 40, 3), np.uint8), True, ERROR, 'label map in colour'),
+        (label_map(0, 255), True, WARNING, 'label map without a class'),
+    ],
+)
+def test_bad_label_map(labels, reduce_zero_label, level, kind, tmp_path):
+    (problem,) = check_pair(pair(tmp_path, labels, reduce_zero_label), num_classes=3)
+    assert (problem.level, problem.kind) == (level, kind)
+
+
+@pytest.mark.parametrize(
+    'labels, reduce_zero_label', [(label_map(0, 1, 2, 3, 255), True), (label_map(0, 1, 2), False)]
+)
+def test_good_label_map(labels, reduce_zero_label, tmp_path):
+    assert check_pair(pair(tmp_path, labels, reduce_zero_label), num_classes=3) == []
+
+
+def test_label_map_of_chosen_classes_is_applied_as_mmseg_does(tmp_path):
+    info = pair(tmp_path, label_map(0, 1, 2, 3))
+    info['label_map'] = {0: 255, 1: 0, 2: 1}  # after the zero label is gone
+    assert check_pair(info, num_classes=2) == []
+
+
+@pytest.mark.parametrize('content', [None, b'', b'no image', PNG[:60]])
+def test_unreadable_label_map(content, tmp_path):
+    info = pair(tmp_path, label_map(1))
+    (tmp_path / 'labels.png').unlink()
+    if content is not None:
+        (tmp_path / 'labels.png').write_bytes(content)
+    (problem,) = check_pair(info, num_classes=3)
+    assert (problem.level, problem.kind) == (ERROR, 'label map cannot be read')
+
+
+@given(
+    st.lists(st.integers(0, 255), min_size=1, max_size=6),
+    st.booleans(),
+    st.sampled_from(['L', 'P', 'RGB', '1']),
+)
+@settings(FUZZ, max_examples=200)
+def test_labels_that_pass_are_classes_for_mmseg(tmp_path_factory, values, reduce_zero, mode):
+    transforms = pytest.importorskip('mmseg.datasets.transforms')
+    folder = tmp_path_factory.getbasetemp()
+    info = pair(folder, label_map(*values), reduce_zero)
+    Image.open(info['seg_map_path']).convert(mode).save(info['seg_map_path'])
+    if any(problem.level == ERROR for problem in check_pair(info, num_classes=3)):
+        return
+    labels = transforms.LoadAnnotations()(dict(info, seg_fields=[]))['gt_seg_map']
+    assert labels.shape == (30, 40) and set(np.unique(labels)) <= {0, 1, 2, 255}

@@ -1,0 +1,148 @@
+"""The fused path of the backbone and its deployed form."""
+
+import copy
+
+import pytest
+import torch
+from fused_and_plain import BN, CHANNELS_LAST, assert_features_close, build, features_and_gradients
+from helpers import TINY
+
+from mmpoolformer import PoolFormer
+
+
+@pytest.mark.parametrize(
+    'options',
+    [dict(), dict(pool_size=5), dict(drop_path_rate=0.5), dict(with_cp=True)],
+    ids=str,
+)
+def test_features_and_gradients_are_those_of_the_plain_definition(options, image):
+    plain, fused = (build(token_mixing=t, **options) for t in ('plain', 'fused'))
+    expected, expected_gradients = features_and_gradients(plain, image)
+    features, gradients = features_and_gradients(fused, image)
+    assert_features_close(features, expected)
+    for name, expected_gradient in expected_gradients.items():
+        if name.endswith('norm1.bias'):  # it cancels; the plain definition shows rounding noise
+            assert not gradients[name].any()
+        else:
+            error = (gradients[name] - expected_gradient).norm()
+            assert error <= 1e-5 * expected_gradient.norm(), name
+
+
+def test_autocast_is_as_near_to_float64_as_the_plain_definition(image):
+    plain, fused = (build(token_mixing=t) for t in ('plain', 'fused'))
+    exact, exact_gradients = features_and_gradients(
+        copy.deepcopy(plain).double(), image.double()
+    )  # fmt: skip
+    expected, expected_gradients = features_and_gradients(plain, image, autocast=True)
+    features, gradients = features_and_gradients(fused, image, autocast=True)
+
+    def distance(actual, reference):
+        pairs = zip(actual, reference)
+        return sum(float((a.double() - r).square().sum() / r.square().sum()) for a, r in pairs)
+
+    assert [f.dtype for f in features] == [e.dtype for e in expected]
+    assert distance(features, exact) <= 1.1**2 * distance(expected, exact)
+    names = [name for name in exact_gradients if not name.endswith('norm1.bias')]
+    exact, expected, actual = (
+        [g[name] for name in names] for g in (exact_gradients, expected_gradients, gradients)
+    )
+    assert distance(actual, exact) <= 1.1**2 * distance(expected, exact)
+
+
+def is_fused(model, image, training=False):
+    """Whether the blocks compute no norm by itself."""
+    calls = []
+    hook = model.network[0][0].norm1.register_forward_hook(lambda *_: calls.append(1))
+    with torch.set_grad_enabled(training):
+        model(image)
+    hook.remove()
+    return not calls
+
+
+def test_path_can_be_asked_and_set(image):
+    model = build()
+    assert model.token_mixing == 'fused' and is_fused(model, image)
+    expected = model(image)
+    model.token_mixing = 'plain'
+    assert model.token_mixing == 'plain' and not is_fused(model, image)
+    assert_features_close(model(image), expected)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'fused'),
+    [((1, 3, 128, 128), False), ((4, 3, 128, 128), True), ((1, 3, 256, 320), True)],
+)
+def test_inference_on_small_images_takes_the_plain_path_which_is_faster_there(shape, fused):
+    model = PoolFormer(TINY)
+    assert is_fused(model, torch.zeros(shape)) is fused
+    assert is_fused(model, torch.zeros(shape), training=True)
+
+
+def test_small_channels_last_images_keep_their_digits(image):
+    # PyTorch's GroupNorm in channels-last loses them where the mean is large.
+    model = build('auto')
+    assert not is_fused(model, image)
+    assert is_fused(model, image.to(**CHANNELS_LAST))
+    assert is_fused(model, image.to(**CHANNELS_LAST)[..., 5:, 5:])
+    assert is_fused(model.to(**CHANNELS_LAST), image)
+
+
+@pytest.mark.parametrize('norm_cfg', [BN, dict(type='GN', num_groups=2)], ids=str)
+def test_other_norms_take_the_plain_path(norm_cfg, image):
+    model = PoolFormer(TINY, norm_cfg=norm_cfg)
+    assert not is_fused(model, image.repeat(5, 1, 1, 1))
+    assert all(f.isfinite().all() for f in model(image))
+    with pytest.raises(ValueError, match=r"num_groups=1.*token_mixing='plain'"):
+        model.token_mixing = 'fused'
+
+
+def test_unknown_path_is_refused():
+    with pytest.raises(ValueError, match=r"token_mixing='fast'.*fused.*plain"):
+        PoolFormer(TINY, token_mixing='fast')
+
+
+@pytest.mark.parametrize('token_mixing', ['auto', 'fused', 'plain'])
+def test_layout_of_features_is_the_callers(token_mixing, image):
+    model = build(token_mixing=token_mixing)
+    assert all(f.is_contiguous() for f in model(image))
+    assert image.is_contiguous()
+    assert all(f.is_contiguous(**CHANNELS_LAST) for f in model(image.to(**CHANNELS_LAST)))
+    assert all(f.is_contiguous(**CHANNELS_LAST) for f in model.to(**CHANNELS_LAST)(image))
+
+
+def test_blocks_run_in_channels_last(image):
+    model, seen = build(), []
+    model.network[2][0].mlp.fc1.register_forward_hook(lambda _, args, out: seen.append(args[0]))
+    model(image)
+    assert seen[0].is_contiguous(**CHANNELS_LAST) and not seen[0].is_contiguous()
+
+
+@pytest.mark.parametrize(
+    'options',
+    [dict(), dict(token_mixing='plain'), dict(token_mixing='auto', norm_cfg=BN)],
+    ids=str,
+)
+def test_deployed_features_are_the_same(options, image):
+    model = build(**options).eval()
+    expected = model(image)
+    keys = set(model.state_dict())
+    model.switch_to_deploy()
+    assert_features_close(model(image), expected)
+    folded = {key.rsplit('.', 1)[-1] for key in keys - set(model.state_dict())}
+    assert folded == {'layer_scale_2'} | (set() if 'norm_cfg' in options else {'weight', 'bias'})
+    weights = copy.deepcopy(model.state_dict())
+    model.switch_to_deploy()
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+
+
+def test_a_training_checkpoint_does_not_load_in_part_into_a_deployed_backbone():
+    weights = build().state_dict()
+    model = build().eval()
+    model.switch_to_deploy()
+    with pytest.raises(RuntimeError, match='layer_scale_2'):
+        model.load_state_dict(weights)
+
+
+def test_deploy_is_refused_in_training():
+    with pytest.raises(RuntimeError, match='eval'):
+        build().switch_to_deploy()

@@ -1,0 +1,92 @@
+"""Where the Triton kernels may run."""
+
+import logging
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+
+import pytest
+import torch
+from op_inputs import DEVICE, mix_inputs, needs_triton
+
+from mmpoolformer.ops import backend, pool_mix
+
+
+@pytest.mark.parametrize(
+    ('version', 'hip', 'supported'),
+    [
+        ('2.1.2+cu121', None, False),
+        ('2.4.1', None, False),
+        ('2.6.0', None, False),
+        ('2.7.1', None, False),
+        ('2.8.0', None, True),
+        ('2.13.0+cu130', None, True),
+        ('2.13.0+rocm7.0', '7.0.1', False),
+    ],
+)
+def test_kernels_are_for_cuda_from_torch_2_8_on(version, hip, supported):
+    assert backend.is_supported(version, hip) is supported
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
+def test_kernels_are_for_tensors_on_cuda_of_at_most_32_bits(dtype, monkeypatch):
+    x = torch.zeros(1, dtype=dtype)
+    monkeypatch.setattr(backend, 'SUPPORTED', True)
+    assert not backend.may_run(x)
+    monkeypatch.setattr(backend, 'on_cuda', lambda x: True)
+    assert backend.may_run(x) is (dtype != torch.float64)
+    monkeypatch.setattr(backend, 'SUPPORTED', False)
+    assert not backend.may_run(x)
+
+
+def test_what_triton_raises_at_import_is_said_once_and_pytorch_computes(monkeypatch, log):
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == 'mmpoolformer.ops.triton':
+                raise ValueError('infer_schema(func): unsupported type annotation')
+
+    for name in [name for name in sys.modules if name.startswith('mmpoolformer.ops.triton')]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr('mmpoolformer.ops.triton', raising=False)
+    monkeypatch.setattr(sys, 'meta_path', [Broken(), *sys.meta_path])
+    monkeypatch.setattr(backend, 'SUPPORTED', True)
+    monkeypatch.setattr(backend, 'on_cuda', lambda x: True)
+    monkeypatch.setattr(backend, '_is_loaded', False)
+    monkeypatch.setattr(backend, '_kernels', None)
+    for channels in (16, 24):
+        inputs, *_ = mix_inputs((2, channels, 6, 5))
+        _, stats = pool_mix(*inputs)
+        assert stats is None
+    ((level, message),) = log
+    assert level == logging.getLevelName(logging.WARNING)
+    assert 'infer_schema' in message and 'MMPOOLFORMER_TRITON=0' in message
+
+
+def test_an_import_does_not_ask_for_a_gpu(monkeypatch):
+    # Which can take a second, and keeps later child processes from using one.
+    def refuse(*_):
+        raise AssertionError('asked for a GPU')
+
+    for name in ('is_available', 'device_count', 'init', '_lazy_init'):
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    spec = spec_from_file_location('mmpoolformer.ops.backend_again', backend.__file__)
+    again = module_from_spec(spec)
+    spec.loader.exec_module(again)
+    assert not again.may_run(torch.zeros(1))
+
+
+@needs_triton
+def test_switch_of_all_kernels(emulated, monkeypatch, log):
+    inputs = [t.to(DEVICE) for t in mix_inputs((1, 16, 3, 3))[0]]
+    monkeypatch.setenv('MMPOOLFORMER_TRITON', '0')
+    assert not backend.is_switched_on('pool_mix')
+    assert pool_mix(*inputs)[1] is None and not log
+    monkeypatch.setenv('MMPOOLFORMER_TRITON', '1')
+    assert backend.is_switched_on('pool_mix')
+
+
+def test_the_channel_mlp_is_opt_in_until_a_gpu_has_run_it_under_a_sanitizer(monkeypatch):
+    assert not backend.is_switched_on('channel_mlp')
+    monkeypatch.setenv('MMPOOLFORMER_TRITON_MLP', '1')
+    assert backend.is_switched_on('channel_mlp')
+    monkeypatch.setenv('MMPOOLFORMER_TRITON', '0')
+    assert not backend.is_switched_on('channel_mlp')

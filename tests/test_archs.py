@@ -1,0 +1,77 @@
+"""The fields of an architecture, one by one: checked, and heeded by the model."""
+
+import pytest
+import torch
+
+from mmpoolformer import METAFORMERS, Arch, MetaFormer
+from mmpoolformer.archs import FIELDS, resolve_arch
+
+TINY = dict(layers=(1, 1, 1, 1), embed_dims=(32, 32, 64, 64))
+
+
+def randomised(fields):
+    model = MetaFormer(dict(TINY, **fields)).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = 0.05 * noise if parameter.ndim > 1 else 0.5 + 0.1 * noise
+    return model
+
+
+def test_every_field_is_checked():
+    assert set(FIELDS) == set(Arch._fields)
+    assert all(resolve_arch(arch) is arch for arch in METAFORMERS.values())
+
+
+@pytest.mark.parametrize(
+    'fields, words',
+    [
+        (dict(act='relu'), ["act']='relu'", 'star_relu']),
+        (dict(norm='layer'), ["norm']='layer'", 'channel']),
+        (dict(norm_eps=0), ['norm_eps', 'positive']),
+        (dict(has_classifier=1), ['has_classifier', 'True or False']),
+        (dict(res_scale_init_values=(1, 1)), ['res_scale_init_values', '4']),
+        (dict(layer_scale_init_value=None), ['None', 'res_scale_init_values']),
+        (dict(baseline=True), ['baseline', 'act', 'res_scale_init_values', 'downsample_norm']),
+    ],
+)
+def test_bad_values_are_refused(fields, words):
+    with pytest.raises(ValueError) as error:
+        resolve_arch(dict(TINY, **fields))
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize(
+    'fields, present, absent',
+    [
+        (dict(act='star_relu'), 'network.0.0.mlp.act.scale', None),
+        (dict(mlp_bias=False), None, 'network.0.0.mlp.fc1.bias'),
+        (dict(norm_bias=False), 'norm0.bias', 'network.0.0.norm1.bias'),
+        (dict(downsample_norm=True), 'network.1.norm.weight', None),
+        (
+            dict(layer_scale_init_value=None, res_scale_init_values=(None, 1.0, 1.0, 1.0)),
+            'network.2.0.res_scale_1',
+            'network.0.0.layer_scale_1',
+        ),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, dict) else None,
+)
+def test_each_field_works_by_itself(fields, present, absent):
+    """Fused, plain and folded it computes the same."""
+    model = randomised(fields)
+    keys = set(model.state_dict())
+    assert present is None or present in keys
+    assert absent not in keys
+    image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        model.token_mixing = 'plain'
+        expected = model(image)
+        model.token_mixing = 'auto'
+        torch.testing.assert_close(model(image), expected, rtol=1e-4, atol=1e-4)
+        model.switch_to_deploy()
+        torch.testing.assert_close(model(image), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_eps_of_blocks_and_outputs():
+    model = MetaFormer(dict(TINY, norm_eps=1e-3, out_norm_eps=1e-4))
+    assert model.blocks[0].norm2.eps == 1e-3 and model.out_norm(3).eps == 1e-4

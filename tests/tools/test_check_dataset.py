@@ -1,0 +1,63 @@
+"""``tools/check_dataset.py`` over whole data sets."""
+
+import shutil
+
+import pytest
+from bad_files import label_map
+from helpers import CONFIGS, run_tool
+from mmengine.config import Config
+from PIL import Image
+
+RETINANET = CONFIGS / 'detection' / 'retinanet_poolformer-s12_fpn_1x_coco.py'
+MASK_RCNN = CONFIGS / 'detection' / 'mask-rcnn_poolformer-s12_fpn_1x_coco.py'
+SEM_FPN = CONFIGS / 'segmentation' / 'sem-fpn_poolformer-s12_8xb4-40k_ade20k-512x512.py'
+
+
+def coco_options(root):
+    return [
+        '--cfg-options',
+        *(f'{split}_dataloader.dataset.data_root={root}/' for split in ('train', 'val', 'test')),
+    ]
+
+
+def test_tool_passes_a_good_data_set(coco_root, capsys):
+    run_tool('check_dataset', MASK_RCNN, '--workers', 0, *coco_options(coco_root))
+    out = capsys.readouterr().out
+    assert 'no problems found' in out or '0 errors' in out
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_tool_finds_a_damaged_image(workers, coco_root, tmp_path, capsys):
+    root = tmp_path / 'coco'
+    shutil.copytree(coco_root, root)
+    victim = next((root / 'train2017').iterdir())
+    victim.write_bytes(victim.read_bytes()[:200])
+    options = ['--workers', workers, '--out', tmp_path / 'all.txt', *coco_options(root)]
+    with pytest.raises(SystemExit) as stop:
+        run_tool('check_dataset', RETINANET, *options)
+    assert stop.value.code == 1
+    assert 'damaged image' in capsys.readouterr().out
+    assert victim.name in (tmp_path / 'all.txt').read_text()
+
+
+def test_tool_checks_label_maps(ade_root, tmp_path, capsys):
+    root = tmp_path / 'ade'
+    shutil.copytree(ade_root, root)
+    victim = next((root / 'annotations' / 'training').iterdir())
+    Image.fromarray(label_map(200)).save(victim)
+    options = [
+        f'train_dataloader.dataset.dataset.data_root={root}',
+        *(f'{split}_dataloader.dataset.data_root={root}' for split in ('val', 'test')),
+    ]
+    with pytest.raises(SystemExit) as stop:
+        run_tool('check_dataset', SEM_FPN, '--workers', 0, '--cfg-options', *options)
+    assert stop.value.code == 1
+    out = capsys.readouterr().out
+    assert 'labels beyond the classes' in out and 'label map of another size' in out
+
+
+def test_config_without_data_sets_is_refused(tmp_path, capsys):
+    Config(dict(default_scope='mmdet')).dump(tmp_path / 'own.py')
+    with pytest.raises(SystemExit) as stop:
+        run_tool('check_dataset', tmp_path / 'own.py')
+    assert 'no data set' in stop.value.code
