@@ -41,7 +41,7 @@ from mmpoolformer import ARCHS, PoolFormer
 from mmpoolformer.checkpoints import find_weights
 from mmpoolformer.deploy import compile_for_inference, switch_to_deploy
 from mmpoolformer.utils.errors import one_line
-from mmpoolformer.utils.memory import reuse_freed_memory
+from mmpoolformer.utils.memory import keep_freed_memory, reuse_freed_memory
 from mmpoolformer.utils.progress import Bars
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
@@ -56,6 +56,7 @@ COMPILED_SIZE = '512x512'
 # The comparisons that the project answers for. Values are contender and type. A target is a
 # speed-up of at least ``least``, or at most ``most`` of the other's ``of``: time or memory.
 CPU = dict(device='cpu', mode='inference', size='512x512', batch=1)
+TRAINING = dict(device='cpu', mode='training', batch=2)
 CUDA = dict(device='cuda', mode='training', size='512x512', batch=16, arch='s24')
 DETECTOR = dict(device='cuda', mode='detector', size='800x1333', batch=4, arch='s12')
 DEPLOYED = 'ours, deploy + compile'
@@ -66,6 +67,16 @@ TARGETS = [
     dict(CPU, ours=(DEPLOYED, 'float32'), other=('timm', 'float32'), least=2.3),
     dict(CPU, ours=(DEPLOYED, 'float32'), other=(FLOOR, 'float32'), most=1.2, of='time'),
     dict(CPU, ours=(DEPLOYED, 'bfloat16'), other=('timm', 'float32'), least=3.8),
+    *(
+        dict(TRAINING, size=size, **target)
+        for size in ('224x224', '512x512')
+        for target in (
+            dict(ours=('ours', 'float32'), other=('timm', 'float32'), least=1.25),
+            dict(ours=('ours, compiled', 'float32'), other=('timm', 'float32'), least=1.5),
+            dict(ours=('ours', 'float32'), other=(FLOOR, 'float32'), most=1.3, of='time'),
+            dict(ours=('ours', 'bfloat16'), other=('timm', 'bfloat16'), least=1.6),
+        )
+    ),
     dict(CUDA, ours=('ours', 'bfloat16'), other=('timm', 'bfloat16'), least=2.0),
     dict(CUDA, ours=('ours', 'bfloat16'), other=('timm, compiled', 'bfloat16'), least=1.2),
     dict(CUDA, ours=('ours', 'bfloat16'), other=('timm', 'bfloat16'), most=0.6, of='memory'),
@@ -82,7 +93,9 @@ def parse_args():
     parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES))
     parser.add_argument('--modes', nargs='+', choices=MODES, default=['inference', 'training'])
     parser.add_argument(
-        '--batch', type=int, help='images at a time (default: 1; on CUDA 16, for the detector 4)'
+        '--batch',
+        type=int,
+        help='images at a time (default: 1, in training 2; on CUDA 16, for the detector 4)',
     )
     parser.add_argument('--rounds', type=int, default=7, help='bursts of each contender')
     parser.add_argument('--no-compile', action='store_true', help='leave compiled contenders out')
@@ -123,7 +136,9 @@ def main():
 
 
 def default_batch(device: str, mode: str) -> int:
-    return 1 if device == 'cpu' else 4 if mode == 'detector' else 16
+    if device == 'cpu':
+        return 2 if mode == 'training' else 1
+    return 4 if mode == 'detector' else 16
 
 
 def measure_case(case: dict, args) -> list[dict]:
@@ -150,11 +165,12 @@ def names(case: dict, compiled: bool) -> list[str]:
     if case['arch'] == 's12':
         found += OTHERS
     inference = case['mode'] == 'inference'
-    if compiled and case['size'] == COMPILED_SIZE and (inference or case['device'] == 'cuda'):
+    trained_here = case['device'] == 'cpu' and not inference
+    if compiled and (case['size'] == COMPILED_SIZE or trained_here):
         found += ['timm, compiled', 'ours, compiled']
         if inference:
             found.append(DEPLOYED)
-    return [*found, FLOOR] if inference else found
+    return [*found, FLOOR] if inference or trained_here else found
 
 
 class Attempt:
@@ -308,9 +324,32 @@ def inference_step(case: dict, name: str, image: Tensor) -> Callable:
 
 def training_step(case: dict, name: str, image: Tensor) -> Callable:
     model = backbone(case, name).to(image.device).train()
+    if isinstance(model, PoolFormer) and case['device'] == 'cpu':
+        keep_freed_memory()  # as tools/train.py does
+    if name == FLOOR:
+        return convolutions_with_gradients(model, image, case)
     if 'compiled' in name:
         model = torch.compile(model, dynamic=False)
     return partial(train, lambda: sum(out.float().mean() for out in model(image)), model, case)
+
+
+def convolutions_with_gradients(model: nn.Module, image: Tensor, case: dict) -> Callable:
+    """Forward and backward of every convolution of a model with its own input."""
+    calls = [
+        (convolution, x.detach().requires_grad_(x is not image))
+        for convolution, x in convolutions(model, image)
+    ]
+    with autocast(case):
+        grads = [torch.randn_like(convolution(x)) for convolution, x in calls]
+
+    def run():
+        for (convolution, x), grad in zip(calls, grads):
+            x.grad = convolution.weight.grad = convolution.bias.grad = None
+            with autocast(case):
+                y = convolution(x)
+            y.backward(grad)
+
+    return run
 
 
 def detector_step(case: dict, name: str, image: Tensor) -> Callable:
@@ -382,15 +421,14 @@ def train(loss: Callable, model: nn.Module, case: dict):
     """Forward and backward, under autocast for 16 bits."""
     for parameter in model.parameters():
         parameter.grad = None
-    dtype = DTYPES[case['dtype']]
-    context = (
-        torch.autocast(case['device'], dtype)
-        if dtype != torch.float32
-        else contextlib.nullcontext()
-    )
-    with context:
+    with autocast(case):
         value = loss()
     value.backward()
+
+
+def autocast(case: dict):
+    dtype = DTYPES[case['dtype']]
+    return torch.autocast(case['device'], dtype, enabled=dtype != torch.float32)
 
 
 def write(args, records: list[dict]):

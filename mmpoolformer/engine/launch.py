@@ -30,7 +30,7 @@ from ..registry import BACKBONES, import_custom_modules
 from ..utils.config_tree import find, type_of, walk
 from ..utils.errors import DataError, LaunchError, join, last_line
 from ..utils.files import replace_file
-from ..utils.memory import reuse_freed_memory
+from ..utils.memory import keep_freed_memory, reuse_freed_memory
 from .checkpointing import (
     POINTER,
     CheckpointWriteError,
@@ -230,7 +230,10 @@ def build_runner(cfg: Config, phase: str) -> Runner:
         LaunchError: Data or a checkpoint that the config names does not exist, or a part of
             the config cannot be built.
     """
-    reuse_freed_memory()
+    if phase == 'train' and not torch.cuda.is_available():
+        keep_freed_memory()
+    else:
+        reuse_freed_memory()
     if phase == 'train':
         _prepare_training(cfg)
     check_checkpoints(cfg, phase)

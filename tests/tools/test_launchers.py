@@ -7,7 +7,15 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import CONFIGS, DIGITS, ROOT, run_tool, tool_error, train_options
+from helpers import (
+    CONFIGS,
+    DIGITS,
+    ROOT,
+    needs_whole_graphs,
+    run_tool,
+    tool_error,
+    train_options,
+)
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 from mmengine.fileio import load
@@ -74,6 +82,29 @@ def test_deployed_and_compiled_models_test_alike(config, trained, monkeypatch, t
     validated = json.loads((work_dir / 'val_metrics.json').read_text())
     for key in METRICS[config]:
         assert tested[key] == pytest.approx(validated[key], rel=0.01, abs=0.01)
+
+
+def losses(work_dir):
+    (path,) = work_dir.glob('*/vis_data/scalars.json')
+    lines = map(json.loads, path.read_text().splitlines())
+    return [line['loss'] for line in lines if 'loss' in line]
+
+
+@needs_whole_graphs
+def test_a_compiled_backbone_trains_alike(ade_root, monkeypatch, tmp_path):
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=backend))
+    options = *train_options(SEM_FPN, ade_root), 'default_hooks.logger.interval=1'
+    for name, more in (('eager', ()), ('compiled', ('--compile',))):
+        run_tool('train', SEM_FPN, '--work-dir', tmp_path / name, '--seed', '0', *more, *options)
+        assert bool(compiled) == bool(more)
+    expected, actual = losses(tmp_path / 'eager'), losses(tmp_path / 'compiled')
+    assert len(actual) == 2 and actual == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize('config', DIGITS, ids=lambda path: path.stem)
