@@ -10,6 +10,44 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class Conv2d(nn.Conv2d):
+    """A convolution that trains faster on the CPU, with the same numbers.
+
+    oneDNN's gradient of a bias takes as long as that of the weight, a sum a tenth of it.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        trains = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+        # Under autocast, types differ; PyTorch's own convolution casts them.
+        if not trains or x.device.type != 'cpu' or x.dtype != weight.dtype or _autocasts():
+            return super()._conv_forward(x, weight, bias)
+        return _ConvWithSummedBias.apply(x, weight, bias, self.stride, self.padding)
+
+
+def _autocasts() -> bool:
+    """Whether autocast is on for the CPU, also before torch 2.4."""
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.is_autocast_enabled('cpu')
+    return torch.is_autocast_cpu_enabled()
+
+
+class _ConvWithSummedBias(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride, padding):
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        needs = [*ctx.needs_input_grad[:2], False]
+        dx, d_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1, needs
+        )
+        return dx, d_weight, grad.sum((0, 2, 3)), None, None
+
+
 class PatchEmbed(nn.Module):
     """Stem or downsampling: one strided convolution, in the second paper with a norm.
 
@@ -30,7 +68,7 @@ class PatchEmbed(nn.Module):
         norm_first: bool = True,
     ):
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, embed_dim, kernel_size, stride, padding)
+        self.proj = Conv2d(in_channels, embed_dim, kernel_size, stride, padding)
         self.norm_first = norm_first
         self.norm = None
         if norm_cfg is not None:
@@ -50,9 +88,9 @@ class Mlp(nn.Module):
         self, dim: int, hidden_dim: int, act_cfg: dict, drop_rate: float, bias: bool = True
     ):
         super().__init__()
-        self.fc1 = nn.Conv2d(dim, hidden_dim, 1, bias=bias)
+        self.fc1 = Conv2d(dim, hidden_dim, 1, bias=bias)
         self.act = build_activation_layer(act_cfg)
-        self.fc2 = nn.Conv2d(hidden_dim, dim, 1, bias=bias)
+        self.fc2 = Conv2d(hidden_dim, dim, 1, bias=bias)
         self.drop = nn.Dropout(drop_rate)
         for fc in (self.fc1, self.fc2):
             trunc_normal_init(fc, std=0.02)
