@@ -21,6 +21,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5
 class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
+        ctx.set_materialize_grads(False)
         y, moments = centre(x.to(work_type(x)), eps)
         ctx.save_for_backward(x, moments, weight, bias)
         _, mean, rstd = per_sample(moments)
@@ -32,6 +33,8 @@ class _GroupNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
+        if grad is None:
+            return (None,) * 4
         x, moments, weight, bias = ctx.saved_tensors
         shift, mean, rstd = per_sample(moments)
         grad, centred = grad.to(shift.dtype), x.to(shift.dtype) - shift
