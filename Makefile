@@ -2,12 +2,14 @@
 # make test   set up, run the whole suite
 # make test-long  the tests that take minutes: runs killed at random moments
 # make test-gpu  the operations and the backbone on this machine's GPU, which the others leave alone
-# make setup  the environment alone; STACK=maintained (default) or classic, PYTHON=...
+# make setup  the environment alone; STACK=maintained (default) or classic, PYTHON=...,
+#             MMCV_WHEELS=... index, page or folder with prebuilt wheels of mmcv
 # make lint   ruff
 # make clean  remove everything that was made here
 
 STACK ?= maintained
 PYTHON ?=
+MMCV_WHEELS ?=
 VENV ?= $(if $(filter maintained,$(STACK)),.venv,.venv-$(STACK))
 RUN = $(VENV)/bin/python
 
@@ -33,7 +35,8 @@ lint: setup
 	$(RUN) -m ruff format --check .
 
 setup:
-	@python3 dev/setup_env.py --stack $(STACK) --venv $(VENV) $(if $(PYTHON),--python $(PYTHON))
+	@python3 dev/setup_env.py --stack $(STACK) --venv $(VENV) $(if $(PYTHON),--python $(PYTHON)) \
+		$(if $(MMCV_WHEELS),--mmcv-wheels '$(MMCV_WHEELS)')
 
 clean:
 	rm -rf .venv .venv-classic build dist *.egg-info work_dirs data/digits .pytest_cache .ruff_cache

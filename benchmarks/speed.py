@@ -271,13 +271,14 @@ class ContenderProcess:
         return self.call('peak_memory')
 
     def call(self, method: str):
-        self.pipe.send(method)
+        with contextlib.suppress(OSError):  # gone while others had their turn: no answer
+            self.pipe.send(method)
         return self.answer()
 
     def answer(self):
         try:
             error, value = self.pipe.recv()
-        except EOFError:  # killed, by the kernel if memory ran out
+        except (EOFError, OSError):  # killed, by the kernel if memory ran out
             raise ContenderError('its process ended without an answer') from None
         if error:
             raise ContenderError(error)

@@ -2,9 +2,6 @@
 
 A complete and working environment is left as it is; a broken or half-made one is repaired.
 Runs on any Python 3.8 or newer, without packages.
-
-mmcv's compiled ops are built once per Python and torch version and kept in a cache. Parsing
-torch's headers is nine tenths of that build, so they are precompiled first.
 """
 
 import argparse
@@ -18,23 +15,36 @@ import sys
 import time
 from pathlib import Path
 
+from mmcv_wheel import (
+    CACHE,
+    SetupError,
+    build_problems,
+    build_variables,
+    call,
+    driver_problem,
+    install_mmcv,
+    is_forced,
+    pip,
+    sees_gpu,
+)
+
 ROOT = Path(__file__).resolve().parent.parent
-CACHE = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmpoolformer'
 PYTHONS = {'maintained': ((3, 10), (3, 12)), 'classic': ((3, 10), (3, 11))}
+# The CUDA that the pinned torch is built for, to know before it is downloaded.
+TORCH_CUDA = {'maintained': '13.0', 'classic': '12.1'}
 DISK_GB = 9
 STAMP = 'mmpoolformer-stack'
 BUILD_TOOLS = ['pip', 'wheel', 'ninja', 'packaging', 'psutil', 'setuptools>=80,<81']
+WITHOUT_CUDA = "mmcv's ops are for the CPU alone"
 # Importing these loads every compiled part: mmcv's ops, torchvision's, OpenCV, SciPy.
 HEALTH_CHECK = (
     'import mmcv._ext, mmcv.ops, mmdet.apis, mmseg.apis, timm, mim, skimage, sklearn; '
     'import matplotlib.pyplot, rich, yaml, pytest, xdist, hypothesis, ruff, transformers; '
     'import pytorch_grad_cam, globox, torch.utils.tensorboard; '
+    'import torch; has_cuda = mmcv.ops.get_compiling_cuda_version() != "not available"; '
+    f'print("" if has_cuda or not torch.cuda.is_available() else "{WITHOUT_CUDA}"); '
     'import mmpoolformer; print(mmpoolformer.__file__)'
 )
-
-
-class SetupError(Exception):
-    """Something the user has to mend first."""
 
 
 def parse_args():
@@ -42,6 +52,12 @@ def parse_args():
     parser.add_argument('--stack', choices=sorted(PYTHONS), default='maintained')
     parser.add_argument('--python', help='interpreter to use (default: the first that fits)')
     parser.add_argument('--venv', type=Path, help='folder (default: .venv, .venv-classic)')
+    parser.add_argument(
+        '--mmcv-wheels',
+        metavar='WHERE',
+        help='index, page or folder with prebuilt wheels of mmcv for the pinned torch, which are '
+        'used if they fit (default: build one)',
+    )
     return parser.parse_args()
 
 
@@ -51,7 +67,7 @@ def main():
     venv = (args.venv or ROOT / default).absolute()
     started = time.time()
     try:
-        ensure(venv, args.stack, args.python)
+        ensure(venv, args.stack, args.python, args.mmcv_wheels)
     except SetupError as error:
         sys.exit(f'error: {error}')
     except subprocess.CalledProcessError as error:
@@ -61,7 +77,7 @@ def main():
     print(f'{args.stack} stack ready in {venv} ({time.time() - started:.0f} s)', flush=True)
 
 
-def ensure(venv, stack, requested):
+def ensure(venv, stack, requested, wheels=None):
     """Check the environment, and make or repair it where needed."""
     requirements = ROOT / 'requirements' / f'{stack}.txt'
     python = venv / 'bin' / 'python'
@@ -70,9 +86,12 @@ def ensure(venv, stack, requested):
         interpreter, version = base_python(python), present  # whatever it was made with
     else:
         interpreter, version = find_python(stack, requested)
-    stamp = f'{version} {hashlib.sha256(requirements.read_bytes()).hexdigest()}'
     stamp_file = venv / STAMP
-    if stamp_file.is_file() and stamp_file.read_text() == stamp:
+    present_stamp = stamp_file.read_text() if stamp_file.is_file() else ''
+    keep_choices(present_stamp)
+    stamp = f'{version} {hashlib.sha256(requirements.read_bytes()).hexdigest()}'
+    stamp = '\n'.join([stamp, *(f'{name}={value}' for name, value in build_variables().items())])
+    if present_stamp == stamp:
         problem = check_health(python)
         if not problem:
             return
@@ -82,9 +101,9 @@ def ensure(venv, stack, requested):
         print(f'{venv} has no working Python {version}, making it anew', flush=True)
         remove(venv)
     stamp_file.unlink(missing_ok=True)
-    check_prerequisites(interpreter, venv)
+    check_prerequisites(interpreter, venv, TORCH_CUDA[stack], wheels)
 
-    problem = install(venv, interpreter, requirements)
+    problem = install(venv, interpreter, requirements, wheels)
     if problem:
         print(f'{venv} does not work, making it anew once:\n{problem}', flush=True)
         remove(venv)
@@ -93,6 +112,12 @@ def ensure(venv, stack, requested):
     if problem:
         raise SetupError(f'the environment does not work:\n{problem}')
     stamp_file.write_text(stamp)
+
+
+def keep_choices(stamp):
+    """Set what mmcv was built with here and the caller leaves open."""
+    for line in stamp.splitlines()[1:]:
+        os.environ.setdefault(*line.split('=', 1))
 
 
 def remove(venv):
@@ -162,25 +187,19 @@ def pyenv_python(name):
     return os.path.join(prefix.stdout.decode().strip(), 'bin', name)
 
 
-def check_prerequisites(interpreter, venv):
+def check_prerequisites(interpreter, venv, torch_cuda, wheels=None):
     """Name everything that is missing before anything starts."""
     missing = []
-    if not shutil.which(compiler()[0]):
-        missing.append(f'a C++17 compiler ({compiler()[0]}), for example: apt-get install g++')
-    if shutil.which('nvidia-smi') and not (shutil.which('nvcc') or os.environ.get('CUDA_HOME')):
-        missing.append(
-            'the CUDA toolkit (nvcc), with which mmcv builds its ops for the GPU here; '
-            'CUDA_VISIBLE_DEVICES= in front of make builds them for the CPU alone'
-        )
-    code = (
-        'import ensurepip, venv, sysconfig, os; '
-        'assert os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h"))'
-    )
+    code = 'import ensurepip, venv'
     if subprocess.run([interpreter, '-c', code], stderr=subprocess.DEVNULL).returncode:
         missing.append(
-            f'the venv module and the C headers of {interpreter}, '
-            'for example: apt-get install python3-venv python3-dev'
+            f'the venv module of {interpreter}, for example: apt-get install python3-venv'
         )
+    driver = driver_problem(torch_cuda)
+    if driver:
+        missing.append(driver)
+    if not wheels:  # else what only a build needs is asked for if it comes to that
+        missing += build_problems(interpreter, torch_cuda, is_forced() or sees_gpu())
     parent = next(folder for folder in venv.parents if folder.exists())
     free_gb = shutil.disk_usage(parent).free / 1e9
     if not venv.exists() and free_gb < DISK_GB:
@@ -189,11 +208,7 @@ def check_prerequisites(interpreter, venv):
         raise SetupError('missing prerequisites:\n  ' + '\n  '.join(missing))
 
 
-def compiler():
-    return shlex.split(os.environ.get('CXX', 'c++'))
-
-
-def install(venv, interpreter, requirements):
+def install(venv, interpreter, requirements, wheels=None):
     """Install everything, in an order in which each step finds what it builds against.
 
     Returns:
@@ -210,7 +225,7 @@ def install(venv, interpreter, requirements):
     step(2, f'{" ".join(torch_pins)} (several GB)')
     pip(python, *torch_pins)
     step(3, f'{mmcv_pin} with its compiled ops')
-    pip(python, '--quiet', '--no-deps', mmcv_wheel(python, mmcv_pin))
+    install_mmcv(python, mmcv_pin, wheels)
     step(4, f'the rest of {requirements.relative_to(ROOT)}')
     pip(python, '--quiet', '-r', requirements)
     step(5, 'mmpoolformer, editable')
@@ -220,14 +235,6 @@ def install(venv, interpreter, requirements):
 
 def step(number, what):
     print(f'[{number}/5] {what}', flush=True)
-
-
-def call(*command, **kwargs):
-    subprocess.run(command, check=True, **kwargs)
-
-
-def pip(python, *args):
-    call(python, '-m', 'pip', '--disable-pip-version-check', 'install', *args)
 
 
 def install_project(python):
@@ -247,93 +254,15 @@ def check_health(python):
             cwd='/',
             env={key: value for key, value in os.environ.items() if key != 'PYTHONPATH'},
         )
-        package = run.stdout.decode().strip().splitlines()[-1:]
+        output = run.stdout.decode().strip().splitlines()
+        package = output[-1:]
         if package == [str(ROOT / 'mmpoolformer' / '__init__.py')]:
+            if WITHOUT_CUDA in output:
+                print(f'{WITHOUT_CUDA}, and there is a GPU: make setup FORCE_CUDA=1', flush=True)
             return ''
         if attempt == 0 and (package or b"No module named 'mmpoolformer'" in run.stderr):
             install_project(python)
     return run.stderr.decode() or f'mmpoolformer is imported from {package}'
-
-
-def mmcv_wheel(python, pin):
-    """Return a wheel of mmcv with its ops for this Python and torch, built or from the cache."""
-    code = (
-        'import sys, sysconfig, torch; gpu = "cuda" if torch.cuda.is_available() else "cpu"; '
-        'python = f"py{sys.version_info[0]}{sys.version_info[1]}-{sysconfig.get_platform()}"; '
-        'print(f"{python}-torch{torch.__version__}-{gpu}")'
-    )
-    key = subprocess.run([python, '-c', code], check=True, stdout=subprocess.PIPE)
-    folder = CACHE / 'wheels' / f'{pin.replace("==", "-")}-{key.stdout.decode().strip()}'
-    if not folder.is_dir():
-        partial = folder.with_name(f'{folder.name}.{os.getpid()}')
-        partial.mkdir(parents=True)
-        try:
-            build_mmcv(python, pin, partial)
-            if not folder.exists():  # another run may have been faster
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return next(folder.glob('*.whl'))
-
-
-def build_mmcv(python, pin, folder):
-    """Build mmcv's wheel into a folder, with torch's headers precompiled."""
-    header = folder / 'torch_types.hpp'
-    header.write_text('#include <torch/types.h>\n')
-    flags = '-O2 -g0 -fwrapv -DNDEBUG'
-    code = (
-        'import sysconfig, torch; from torch.utils.cpp_extension import include_paths; '
-        'paths = [*include_paths(), sysconfig.get_paths()["include"]]; '
-        'old_abi = not torch._C._GLIBCXX_USE_CXX11_ABI; '
-        'print(*["-I" + p for p in paths], "-D_GLIBCXX_USE_CXX11_ABI=0" if old_abi else "")'
-    )
-    torch_flags = subprocess.run(
-        [python, '-W', 'ignore', '-c', code],
-        check=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ).stdout.decode()
-    print('      precompiling the headers of torch', flush=True)
-    call(
-        *compiler(),
-        *shlex.split(f'{flags} -fPIC -std=c++17 -w {torch_flags}'),
-        '-DTORCH_EXTENSION_NAME=_ext',
-        '-DTORCH_API_INCLUDE_EXTENSION_H',
-        *('-x', 'c++-header', header, '-o', f'{header}.gch'),
-    )
-    # A precompiled header that does not fit is passed over, and the plain one is read.
-    env = dict(os.environ, CFLAGS=f'{flags} -include {header}')
-    env.setdefault('MAX_JOBS', str(os.cpu_count()))
-    log = CACHE / 'mmcv-build.log'
-    command = [python, '-m', 'pip', 'wheel', '-v', '--no-cache-dir', '--no-deps']
-    command += ['--no-build-isolation', '--no-binary', ':all:', '-w', folder, pin]
-    with log.open('w') as log_file:
-        build = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
-        show_compilation(build.stdout, log_file)
-        failed = build.wait()
-    header.unlink()
-    Path(f'{header}.gch').unlink()
-    if failed:
-        last_lines = '\n'.join(log.read_text().splitlines()[-30:])
-        raise SetupError(f'mmcv did not build; the end of {log}:\n{last_lines}')
-
-
-def show_compilation(lines, log_file):
-    """Copy the build's output to a log and show ninja's «[12/78]» as a progress bar."""
-    started = time.time()
-    for line in lines:
-        text = line.decode(errors='replace')
-        log_file.write(text)
-        found = re.match(r'\s*\[(\d+)/(\d+)\]', text)
-        if not found:
-            continue
-        done, total = map(int, found.groups())
-        bar = '#' * (30 * done // total)
-        message = f'      compiling [{bar:30}] {done}/{total}, {time.time() - started:.0f} s'
-        if sys.stdout.isatty():
-            print(f'\r{message}', end='\n' if done == total else '', flush=True)
-        elif done % 10 == 0 or done == total:
-            print(message, flush=True)
 
 
 if __name__ == '__main__':

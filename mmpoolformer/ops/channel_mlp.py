@@ -97,6 +97,7 @@ class _ChannelMlp(torch.autograd.Function):
         ctx, x, norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, scale, sample_scale,
         eps, stats, matmul_type, has_backward,
     ):  # fmt: skip
+        ctx.set_materialize_grads(False)
         ops = backend.kernels()
         fc1_rows, fc2_rows = fc1.flatten(1).to(matmul_type), fc2.flatten(1).to(matmul_type)
         y, moments, branch = ops.channel_mlp(
@@ -114,6 +115,8 @@ class _ChannelMlp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
+        if grad is None:
+            return (None,) * 13
         x, branch, moments, norm_weight, norm_bias, fc1, fc1_bias, fc2, scale, sample_scale = (
             ctx.saved_tensors
         )

@@ -69,6 +69,50 @@ def test_a_contender_that_fails_leaves_its_row_and_the_others_go_on(tmp_path, mo
     assert '| pvt_v2_b1 | failed: OutOfMemoryError' in (tmp_path / 'benchmarks.md').read_text()
 
 
+class Mortal:
+    """A contender of the CPU whose process ends in its second turn, or while it waits."""
+
+    def __init__(self, case, name):
+        self.name, self.turns = name, 0
+
+    def burst(self):
+        self.turns += 1
+        if self.name == 'dies in its turn' and self.turns == 2:
+            os._exit(9)
+        return [1.0, 2.0]
+
+    def peak_memory(self):
+        return 3.0
+
+
+def test_a_contender_whose_process_is_killed_later_leaves_its_row(monkeypatch):
+    speed = load_tool('speed')
+    names = ['lives', 'dies in its turn', 'dies while it waits']
+    processes, scope = {}, speed['measure_case'].__globals__
+
+    class Process(speed['ContenderProcess']):
+        def __init__(self, case, name):
+            super().__init__(case, name)
+            processes[name] = self.process
+
+        def burst(self):
+            if self.process is processes['lives']:
+                processes['dies while it waits'].kill()
+                processes['dies while it waits'].join()
+            return super().burst()
+
+    patched = dict(Contender=Mortal, ContenderProcess=Process, names=lambda *_: names)
+    for name, value in patched.items():
+        monkeypatch.setitem(scope, name, value)
+    case = dict(device='cpu', batch=1)
+    rows = speed['measure_case'](case, SimpleNamespace(rounds=3, no_compile=True))
+    gone = 'its process ended without an answer'
+    assert {row['contender']: row.get('error') for row in rows} == dict.fromkeys(
+        names[1:], gone
+    ) | {'lives': None}
+    assert rows[0]['milliseconds'] == 1.5
+
+
 class OneConvolution(nn.Conv2d):
     def __init__(self):
         super().__init__(3, 4, 3)

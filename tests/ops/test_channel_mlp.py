@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from op_inputs import DEVICE, HALF_TYPES, mlp_inputs, needs_triton, relative_error, with_gradients
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmpoolformer.ops import channel_mlp, pool_mix
 
@@ -70,6 +71,29 @@ def test_the_branch_is_written_for_a_backward_only(interpreted, triton_ops, monk
     with torch.set_grad_enabled(wants != 'no gradients'):
         channel_mlp(x, None, *parameters, sample_scale)
     assert written == [x.numel() if wants == 'gradients' else 0]
+
+
+@needs_triton
+def test_autocast_turns_each_weight_into_16_bits_once(interpreted):
+    # For forward and backward; a block has one call a step, so PyTorch's own cache, which lives
+    # as long, would save nothing.
+    inputs, sample_scale, grad = mlp_inputs(16, 5, 3, torch.float32)
+    x, *parameters = (t.to(DEVICE).requires_grad_() for t in inputs)
+    casts = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if function is torch.ops.aten._to_copy.default and out.dtype == torch.float16:
+                casts.append(out.numel())
+            return out
+
+    with Watch():
+        with torch.autocast(DEVICE, torch.float16):
+            y = channel_mlp(x, None, *parameters, sample_scale)
+        y.backward(grad.to(DEVICE))
+    assert parameters[2].grad.dtype == torch.float32
+    assert [count for count in casts if count == parameters[2].numel()] == [16 * 64] * 2
 
 
 @needs_triton
