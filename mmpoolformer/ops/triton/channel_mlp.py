@@ -48,12 +48,12 @@ def _add_branch(
     tl.store(y_ptr + index, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['parts'])
 def mlp_kernel(
     x_ptr, stats_ptr, norm_weight_ptr, norm_bias_ptr, fc1_ptr, fc1_bias_ptr, fc2_ptr, fc2_bias_ptr,
     scale_ptr, sample_scale_ptr, y_ptr, moments_ptr, branch_ptr,
-    rows, eps,
-    PARTS: tl.constexpr, SAMPLE_SCALE: tl.constexpr, SAVE_BRANCH: tl.constexpr,
+    rows, eps, parts,
+    SAMPLE_SCALE: tl.constexpr, SAVE_BRANCH: tl.constexpr,
     C: tl.constexpr, C_A: tl.constexpr, C_B: tl.constexpr,
     HIDDEN: tl.constexpr, ROWS: tl.constexpr, HIDDEN_TILE: tl.constexpr,
 ):  # fmt: skip
@@ -64,7 +64,7 @@ def mlp_kernel(
     power-of-two sides: ``C`` is split into ``C_A + C_B``.
     """
     b = tl.program_id(0)
-    shift, mean, rstd = load_stats(stats_ptr, moments_ptr, b, eps, PARTS)
+    shift, mean, rstd = load_stats(stats_ptr, moments_ptr, b, eps, parts)
     gain = 1.0
     if SAMPLE_SCALE:
         gain = tl.load(sample_scale_ptr + b).to(tl.float32)
@@ -264,8 +264,8 @@ def channel_mlp(
     rows, hidden_tile, warps, stages = _mlp_tiles(channels)
     mlp_kernel[batch_size, triton.cdiv(height * width, rows)](
         x, stats, norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, scale, sample_scale,
-        y, moments, branch, height * width, eps,
-        PARTS=stats.shape[2], SAMPLE_SCALE=sample_scale is not None, SAVE_BRANCH=save_branch,
+        y, moments, branch, height * width, eps, stats.shape[2],
+        SAMPLE_SCALE=sample_scale is not None, SAVE_BRANCH=save_branch,
         C=channels, C_A=first, C_B=second, HIDDEN=fc1.shape[0],
         ROWS=rows, HIDDEN_TILE=hidden_tile, num_warps=warps, num_stages=stages,
     )  # fmt: skip
