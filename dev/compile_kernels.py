@@ -98,6 +98,8 @@ def note_launches(channels, dtype, matmul_type):
     for sample_scale in (None, factor):
         y, moments, stats = triton_ops.pool_mix(x, vector, vector, sample_scale, 3, 1e-5, dtype)
         triton_ops.pool_mix_backward(x, x, moments, vector, vector, sample_scale, 3)
+        _, moments = triton_ops.group_norm(y, stats, vector, vector, 1e-5, dtype)
+        triton_ops.group_norm_backward(y, y, moments, vector)
         if triton_ops.split_channels(channels) is None:
             continue
         norm = vector, vector, fc1, bias, fc2
@@ -152,7 +154,7 @@ def count_instructions(code):
 
 
 def main(chip, widths=WIDTHS, kernels='', with_costs=False):
-    for room in ('statistics', 'pool_mix', 'channel_mlp', 'norm_backward'):
+    for room in ('statistics', 'pool_mix', 'channel_mlp', 'group_norm'):
         module = import_module(f'mmpoolformer.ops.triton.{room}')
         for name in dir(module):
             if name.endswith('_kernel'):

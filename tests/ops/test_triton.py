@@ -38,6 +38,8 @@ def calls_of_all_ops():
         ops.partial_stats: (x,),
         ops.pool_mix: mix,
         ops.pool_mix_backward: (grad, x, moments, norm_weight, scale, sample_scale, 3),
+        ops.group_norm: (y, stats, norm_weight, norm_bias, 1e-5, x.dtype),
+        ops.group_norm_backward: (grad, y, mlp_moments, norm_weight),
         ops.channel_mlp: mlp,
         ops.channel_mlp_backward: (grad, y, branch, mlp_moments, *norm, scale, sample_scale),
     }
@@ -60,7 +62,7 @@ def test_every_op_launches_on_the_device_of_its_tensors(interpreted, triton_ops,
             return lambda *_, **__: launched_on.append(current[-1] if current else None)
 
     monkeypatch.setattr(torch.cuda, 'device_of', device_of)
-    for room in ('statistics', 'pool_mix', 'channel_mlp', 'norm_backward'):
+    for room in ('statistics', 'pool_mix', 'channel_mlp', 'group_norm'):
         module = import_module(f'mmpoolformer.ops.triton.{room}')
         for name in [name for name in dir(module) if name.endswith('_kernel')]:
             monkeypatch.setattr(module, name, Kernel())
@@ -101,7 +103,7 @@ def test_backbone_with_kernels_compiles_without_a_graph_break(interpreted, train
         sum(f.sum() for f in features(torch.compile(model, backend='aot_eager'))).backward()
         assert model.network[0][0].norm1.weight.grad.isfinite().all()
     code = ''.join(graph.print_readable(print_output=False) for graph in graphs)
-    assert all(f'mmpoolformer.{name}' in code for name in ('pool_mix', 'channel_mlp'))
+    assert all(f'mmpoolformer.{name}' in code for name in ('pool_mix', 'group_norm', 'channel_mlp'))
 
 
 # A launch is left out where each of its constants, types and absent arguments was compiled in

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import CHANNELS, PIXELS, channels_last, count_parts, new_map, operation
-from .norm_backward import norm_backward
+from .group_norm import norm_backward
 from .statistics import load_moments, load_stats
 
 HIDDEN_ROWS = 128
