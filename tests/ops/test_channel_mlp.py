@@ -58,18 +58,29 @@ def test_statistics_of_pool_mix_serve_the_channel_mlp(interpreted):
 
 
 @needs_triton
-@pytest.mark.parametrize('wants', ['gradients', 'no gradients', 'none of its inputs'])
-def test_the_branch_is_written_for_a_backward_only(interpreted, triton_ops, monkeypatch, wants):
-    (x, *parameters), sample_scale, _ = mlp_inputs(16, 3, 4, torch.float16)
-    x, *parameters = (t.to(DEVICE) for t in (x, *parameters))
-    parameters = [p.requires_grad_(wants != 'none of its inputs') for p in parameters]
-    written, launch = [], triton_ops.channel_mlp
-    monkeypatch.setattr(
-        triton_ops, 'channel_mlp', lambda *a: written.append(launch(*a)[2].numel()) or launch(*a)
-    )
-    with torch.set_grad_enabled(wants != 'no gradients'):
+@pytest.mark.parametrize('scale', [1e-6, 0.0])
+def test_small_layer_scales_keep_their_gradients_in_float16(interpreted, scale):
+    inputs, sample_scale, grad = mlp_inputs(16, 5, 3, torch.float16)
+    inputs = [t.float() for t in inputs]
+    inputs[-1] *= scale
+    grad = 1e3 * grad.float()
+    exact = with_gradients(lambda *i: plain_channel_mlp(*i, sample_scale), inputs, grad)
+    inputs = [t.to(DEVICE).requires_grad_() for t in inputs]
+    with torch.autocast(DEVICE, torch.float16):
+        channel_mlp(inputs[0], None, *inputs[1:], sample_scale).backward(grad.to(DEVICE))
+    for tensor, e in zip(inputs, exact[1:]):
+        assert relative_error(tensor.grad, e) < 5e-3
+
+
+@needs_triton
+def test_the_channel_mlp_saves_its_input_and_no_other_map(interpreted):
+    (x, *parameters), sample_scale, _ = mlp_inputs(16, 40, 40, torch.float16)
+    x, *parameters = (t.to(DEVICE).requires_grad_() for t in (x, *parameters))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         channel_mlp(x, None, *parameters, sample_scale)
-    assert written == [x.numel() if wants == 'gradients' else 0]
+    large = [t for t in saved if t.numel() >= x.numel()]
+    assert [t.data_ptr() for t in large] == [x.data_ptr()]
 
 
 @needs_triton

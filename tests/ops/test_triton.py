@@ -31,9 +31,9 @@ def calls_of_all_ops():
     ops = torch.ops.mmpoolformer
     mix = x, norm_weight, scale, sample_scale, 3, 1e-5, x.dtype
     y, moments, stats = ops.pool_mix(*mix)
-    norm = norm_weight, norm_bias, fc1, fc1_bias, fc2
-    mlp = y, stats, *norm, fc2_bias, scale, None, 1e-5, x.dtype, True
-    _, mlp_moments, branch = ops.channel_mlp(*mlp)
+    parameters = norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, scale, sample_scale
+    mlp = y, stats, *parameters, 1e-5, x.dtype
+    _, mlp_moments = ops.channel_mlp(*mlp)
     return {
         ops.partial_stats: (x,),
         ops.pool_mix: mix,
@@ -41,7 +41,7 @@ def calls_of_all_ops():
         ops.group_norm: (y, stats, norm_weight, norm_bias, 1e-5, x.dtype),
         ops.group_norm_backward: (grad, y, mlp_moments, norm_weight),
         ops.channel_mlp: mlp,
-        ops.channel_mlp_backward: (grad, y, branch, mlp_moments, *norm, scale, sample_scale),
+        ops.channel_mlp_backward: (grad, y, mlp_moments, *parameters),
     }
 
 
