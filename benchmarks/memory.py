@@ -201,7 +201,7 @@ def on_cuda():
     sizes = [kept_by_kernels(*case) for case in ((torch.float32, True), (torch.bfloat16, False))]
     return [
         'With `MMPOOLFORMER_TRITON_MLP=1` the blocks of up to 384 channels keep no hidden map in '
-        '16 bits: their input, the mixed map and the branch before LayerScale, '
+        '16 bits: their input and the mixed map, '
         f'*b* = {sizes[0]} under AMP and {sizes[1]} for a model in bfloat16, counted by what the '
         'operations save; no GPU was at hand to measure it.',
     ]

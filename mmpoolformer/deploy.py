@@ -25,7 +25,7 @@ def switch_to_deploy(model: nn.Module) -> int:
     return len(parts)
 
 
-def compile_for_inference(module: nn.Module) -> None:
+def compile_for_inference(module: nn.Module, mode: str | None = None) -> None:
     """Compile the forward of a module with ``torch.compile``, in place.
 
     On the CPU the weights become constants of the compiled code, laid out for oneDNN
@@ -36,10 +36,19 @@ def compile_for_inference(module: nn.Module) -> None:
     It takes effect under ``torch.no_grad()``, at the first call, which takes a while. Image
     sizes may change from call to call; backbones with channel-wise norms are compiled for each
     size, up to PyTorch's limit (eight), and after that run as they were.
+
+    Args:
+        mode: That of ``torch.compile``. With ``'reduce-overhead'`` a CUDA device replays one
+            CUDA graph instead of launching every kernel, which pays for small images
+            and batches. Each size is recorded by itself, and the next call overwrites what
+            this one returned: ``clone()`` what you keep.
+
+    Raises:
+        RuntimeError: There is no such mode; the message names those that there are.
     """
     # In those, Inductor takes wrong strides for sizes that change (torch 2.13).
     by_size = any(map(is_over_channels, module.modules()))
-    module.forward = torch.compile(module.forward, dynamic=False if by_size else None)
+    module.forward = torch.compile(module.forward, mode=mode, dynamic=False if by_size else None)
     if next(module.parameters()).device.type == 'cpu':
         import torch._inductor.config as inductor
 

@@ -23,6 +23,17 @@ def test_compile_for_inference_takes_changing_sizes_of_channel_norms():
             torch.testing.assert_close(model(image), reference(image), rtol=1e-4, atol=1e-5)
 
 
+def test_compile_for_inference_takes_the_modes_of_torch_compile(monkeypatch):
+    model, modes = build(out_indices=(0,)).eval(), []
+    compile_for_inference(copy.deepcopy(model), mode='reduce-overhead')
+    with pytest.raises(RuntimeError, match='reduce-overhead'):
+        compile_for_inference(copy.deepcopy(model), mode='graphs')
+    monkeypatch.setattr(torch, 'compile', lambda f, mode, dynamic: modes.append(mode) or f)
+    compile_for_inference(copy.deepcopy(model))
+    compile_for_inference(model, mode='reduce-overhead')
+    assert modes == [None, 'reduce-overhead']
+
+
 def test_switch_to_deploy_of_a_whole_model(image):
     model = nn.Sequential(build())
     expected = model.eval()(image)

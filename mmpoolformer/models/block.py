@@ -105,7 +105,7 @@ class MetaFormerBlock(BaseModule):
                 mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias,
                 self.layer_scale_2, sample_scale, norm2.eps,
             )  # fmt: skip
-        return self._add_branch(x, mlp(one_group_norm(norm2, x)), sample_scale)
+        return self._add_branch(x, mlp(one_group_norm(norm2, x, stats)), sample_scale)
 
     def _add_branch(self, x: Tensor, branch: Tensor, sample_scale: Tensor | None) -> Tensor:
         if self.deployed and sample_scale is None:

@@ -83,6 +83,6 @@ def is_foldable(norm: nn.Module) -> bool:
     return isinstance(norm, (nn.GroupNorm, ChannelLayerNorm)) and norm.weight is not None
 
 
-def one_group_norm(norm: nn.Module, x: Tensor) -> Tensor:
+def one_group_norm(norm: nn.Module, x: Tensor, stats: Tensor | None = None) -> Tensor:
     """Compute a norm that :func:`is_over_one_group` by the package's own operation."""
-    return group_norm(x, norm.weight, norm.bias, norm.eps)
+    return group_norm(x, norm.weight, norm.bias, norm.eps, stats)

@@ -68,7 +68,7 @@ def channel_mlp(
     inputs = x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, scale
     if not channel_mlp_covers(x, fc1_weight, scale):
         return _in_pytorch(*inputs, sample_scale, eps)
-    return _in_triton(*inputs, sample_scale, eps, stats, _matmul_type(x))
+    return _ChannelMlp.apply(*inputs, sample_scale, eps, stats, _matmul_type(x))
 
 
 def _in_pytorch(
@@ -83,30 +83,22 @@ def _in_pytorch(
     return y.to(torch.promote_types(x.dtype, scale.dtype))
 
 
-def _in_triton(*arguments):
-    """The same by the kernels."""
-    inputs = arguments[:8]
-    # Not ctx.needs_input_grad, which knows nothing of no_grad.
-    has_backward = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-    return _ChannelMlp.apply(*arguments, has_backward)
-
-
 class _ChannelMlp(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx, x, norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, scale, sample_scale,
-        eps, stats, matmul_type, has_backward,
+        eps, stats, matmul_type,
     ):  # fmt: skip
         ctx.set_materialize_grads(False)
         ops = backend.kernels()
         fc1_rows, fc2_rows = fc1.flatten(1).to(matmul_type), fc2.flatten(1).to(matmul_type)
-        y, moments, branch = ops.channel_mlp(
+        y, moments = ops.channel_mlp(
             x, ops.partial_stats(x) if stats is None else stats, norm_weight, norm_bias,
             fc1_rows, fc1_bias, fc2_rows, fc2_bias, scale, sample_scale, eps,
-            torch.promote_types(x.dtype, scale.dtype), has_backward,
+            torch.promote_types(x.dtype, scale.dtype),
         )  # fmt: skip
         ctx.save_for_backward(
-            x, branch, moments, norm_weight, norm_bias, fc1_rows, fc1_bias, fc2_rows, scale,
+            x, moments, norm_weight, norm_bias, fc1_rows, fc1_bias, fc2_rows, fc2_bias, scale,
             sample_scale,
         )  # fmt: skip
         ctx.shapes = fc1.shape, fc2.shape
@@ -116,19 +108,13 @@ class _ChannelMlp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         if grad is None:
-            return (None,) * 13
-        x, branch, moments, norm_weight, norm_bias, fc1, fc1_bias, fc2, scale, sample_scale = (
-            ctx.saved_tensors
-        )
-        gradients = backend.kernels().channel_mlp_backward(
-            grad, x, branch, moments, norm_weight, norm_bias, fc1, fc1_bias, fc2, scale,
-            sample_scale,
-        )  # fmt: skip
+            return (None,) * 12
+        gradients = backend.kernels().channel_mlp_backward(grad, *ctx.saved_tensors)
         dx, d_norm_weight, d_norm_bias, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias, d_scale = gradients
         d_fc1, d_fc2 = d_fc1.view(ctx.shapes[0]), d_fc2.view(ctx.shapes[1])
         return (
             dx, d_norm_weight, d_norm_bias, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias, d_scale,
-            None, None, None, None, None,
+            None, None, None, None,
         )  # fmt: skip
 
 
@@ -158,7 +144,7 @@ def _compute(
 ) -> Tensor:
     sample_scale = first_use.sample_scale(inputs[0])
     if use_triton:
-        return _in_triton(*inputs, sample_scale, 1e-5, None, types[-1])
+        return _ChannelMlp.apply(*inputs, sample_scale, 1e-5, None, types[-1])
     return _in_pytorch(*inputs, sample_scale, 1e-5)
 
 

@@ -6,83 +6,111 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import backend
+from . import backend, first_use
 
 
-def group_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor:
+def group_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float = 1e-5,
+    stats: Tensor | None = None,
+) -> Tensor:
     """GroupNorm over one group, to the last digit in every layout.
 
     PyTorch's own, in channels-last on the CPU, subtracts the square of the mean
     from the mean of the squares, and its backward crashes on small maps whose gradient nobody
     needs (torch 2.1 and 2.13). Parameters are as for :func:`~mmpoolformer.ops.pool_mix`; ``bias``
-    may be left out.
+    may be left out, and ``stats`` are what ``pool_mix`` returned with ``x``: the kernels then
+    read ``x`` once.
     """
-    return _GroupNorm.apply(x, weight, bias, eps)
+    use_triton = (
+        backend.may_run(x)
+        and bias is not None
+        and first_use.agrees(
+            'group_norm', x.device, (x.dtype, weight.dtype, bias.dtype), weight.shape[0]
+        )
+    )
+    return _GroupNorm.apply(x, weight, bias, eps, stats, use_triton)
 
 
 class _GroupNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, eps):
+    def forward(ctx, x, weight, bias, eps, stats, use_triton):
         ctx.set_materialize_grads(False)
+        dtype = torch.promote_types(x.dtype, weight.dtype)
+        ctx.use_triton = use_triton
         # Inductor fuses the passes; PyTorch's own operation it takes apart again.
-        ctx.on_cpu = x.device.type == 'cpu' and not backend.is_compiling()
-        forward = _forward_on_cpu if ctx.on_cpu else _forward
-        y, *moments = forward(x.to(work_type(x)), weight, bias, eps)
-        ctx.save_for_backward(x, weight, bias, *moments)
-        return y.to(torch.promote_types(x.dtype, weight.dtype))
+        ctx.on_cpu = x.device.type == 'cpu' and not (use_triton or backend.is_compiling())
+        if use_triton:
+            ops = backend.kernels()
+            stats = ops.partial_stats(x) if stats is None else stats
+            y, moments = ops.group_norm(x, stats, weight, bias, eps, dtype)
+        else:
+            forward = _forward_on_cpu if ctx.on_cpu else _forward
+            y, moments = forward(x, weight, bias, eps, dtype)
+        ctx.save_for_backward(x, moments, weight, bias)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         if grad is None:
-            return (None,) * 4
-        x, weight, bias, *moments = ctx.saved_tensors
+            return (None,) * 6
+        x, moments, weight, bias = ctx.saved_tensors
         backward = _backward_on_cpu if ctx.on_cpu else _backward
-        work = work_type(x)
-        dx, d_weight, d_bias = backward(grad.to(work), x.to(work), weight.to(work), *moments)
+        if ctx.use_triton:
+            backward = backend.kernels().group_norm_backward
+        dx, d_weight, d_bias = backward(grad, x, moments, weight)
         d_bias = None if bias is None else d_bias.to(bias.dtype)
-        return dx.to(x.dtype), d_weight.to(weight.dtype), d_bias, None
+        return dx, d_weight.to(weight.dtype), d_bias, None, None, None
 
 
-def _forward(x, weight, bias, eps):
-    """The norm pass by pass, for every device; its moments behind the map."""
-    y, moments = centre(x, eps)
+def _forward(x, weight, bias, eps, dtype):
+    """The operation pass by pass, for every device."""
+    y, moments = centre(x.to(work_type(x)), eps)
     _, mean, rstd = per_sample(moments)
     gain = rstd * weight.to(y.dtype)[:, None, None]
     offset = 0 if bias is None else bias.to(y.dtype)[:, None, None]
-    return y.mul_(gain).add_(offset - mean * gain), moments
+    y.mul_(gain).add_(offset - mean * gain)
+    return y.to(dtype), moments
 
 
-def _backward(grad, x, weight, moments):
+def _backward(grad, x, moments, weight):
     shift, mean, rstd = per_sample(moments)
-    centred = x - shift
+    grad, centred = grad.to(shift.dtype), x.to(shift.dtype) - shift
     d_bias = grad.sum((2, 3), keepdim=True)
     d_weight = ((grad * centred).sum((2, 3), keepdim=True) - mean * d_bias) * rstd
-    gain = weight[:, None, None]
+    gain = weight.to(shift.dtype)[:, None, None]
     grad_mean, product_mean = (
         (gain * sums).sum(1, keepdim=True) / sample_size(x) for sums in (d_bias, d_weight)
     )
     slope = rstd**2 * product_mean
     dx = centred.mul_(-slope).add_(slope * mean - rstd * grad_mean)
     dx.addcmul_(grad, rstd * gain)
-    return dx, d_weight.sum(0).flatten(), d_bias.sum(0).flatten()
+    return dx.to(x.dtype), d_weight.sum(0).flatten(), d_bias.sum(0).flatten()
 
 
-def _forward_on_cpu(x, weight, bias, eps):
+def _forward_on_cpu(x, weight, bias, eps, dtype):
     """The same by PyTorch's operation, which keeps its digits once the shift is off."""
-    shift = shift_of(x)
-    weight, bias = (None if t is None else t.to(x.dtype) for t in (weight, bias))
+    work = work_type(x)
+    shift = shift_of(x.to(work))
+    weight, bias = (None if t is None else t.to(work) for t in (weight, bias))
     y, mean, rstd = torch.ops.aten.native_group_norm(
         _dense(x - shift, x), weight, bias, *_sizes(x), eps
     )
-    return y, shift, mean, rstd
+    return y.to(dtype), torch.cat((shift.flatten(1), mean, rstd), 1)
 
 
-def _backward_on_cpu(grad, x, weight, shift, mean, rstd):
+def _backward_on_cpu(grad, x, moments, weight):
+    shift = per_sample(moments)[0]
+    mean, rstd = moments[:, 1:].t().contiguous()[:, :, None]
     # All three gradients, as it crashes in channels-last where the first is left out.
-    return torch.ops.aten.native_group_norm_backward(
-        _dense(grad, x), _dense(x - shift, x), mean, rstd, weight, *_sizes(x), [True] * 3
-    )
+    dx, d_weight, d_bias = torch.ops.aten.native_group_norm_backward(
+        _dense(grad.to(shift.dtype), x), _dense(x - shift, x), mean, rstd,
+        weight.to(shift.dtype), *_sizes(x), [True] * 3,
+    )  # fmt: skip
+    return dx.to(x.dtype), d_weight, d_bias
 
 
 def _dense(map_: Tensor, x: Tensor) -> Tensor:
@@ -136,3 +164,17 @@ def per_sample(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def work_type(x: Tensor) -> torch.dtype:
     """The type of statistics and sums: float32, or float64 for float64."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def _example(generator: torch.Generator, channels: int) -> list[Tensor]:
+    size = first_use.SAMPLES, channels, first_use.HEIGHT, first_use.WIDTH
+    x = torch.randn(size, generator=generator) + 1
+    weight = 0.5 + torch.rand(channels, generator=generator)
+    return [x, weight, torch.randn(channels, generator=generator)]
+
+
+def _compute(use_triton: bool, inputs: list[Tensor], types: tuple, channels: int) -> Tensor:
+    return _GroupNorm.apply(*inputs, 1e-5, None, use_triton)
+
+
+first_use.TRIALS['group_norm'] = first_use.Trial(_example, _compute)

@@ -26,7 +26,8 @@ def count_launches(interpreted, triton_ops, monkeypatch):
 
         return count
 
-    for name in ('pool_mix', 'pool_mix_backward', 'channel_mlp', 'channel_mlp_backward'):
+    for name in ('pool_mix', 'group_norm', 'channel_mlp'):
+        monkeypatch.setattr(triton_ops, f'{name}_backward', counted(f'{name}_backward'))
         monkeypatch.setattr(triton_ops, name, counted(name))
     monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     return counts
@@ -56,7 +57,13 @@ def test_backbone_in_float32_is_the_plain_definition(options, count_launches):
     for name, e in expected_gradients.items():
         assert relative_error(gradients[name], e) < 1e-4, name
     forwards = 2 if 'with_cp' in options else 1
-    assert count_launches == dict(pool_mix=5 * forwards, pool_mix_backward=5)
+    # Of the norms, five are before an MLP and four of outputs.
+    assert count_launches == dict(
+        pool_mix=5 * forwards,
+        pool_mix_backward=5,
+        group_norm=5 * forwards + 4,
+        group_norm_backward=9,
+    )
 
 
 def test_backbone_under_autocast_is_as_near_to_float64_as_the_plain_definition(count_launches):

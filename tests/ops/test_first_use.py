@@ -7,7 +7,7 @@ import pytest
 import torch
 from op_inputs import DEVICE, mix_inputs, mlp_inputs, needs_triton, relative_error
 
-from mmpoolformer.ops import channel_mlp, first_use, pool_mix
+from mmpoolformer.ops import channel_mlp, first_use, group_norm, pool_mix
 
 pytestmark = needs_triton
 
@@ -48,6 +48,17 @@ def test_kernels_that_fail_are_left_out_with_one_message(name, triton_ops, monke
     assert level == 'WARNING'
     assert all(part in message for part in ('pool_mix', 'Python.h', 'MMPOOLFORMER_TRITON=0'))
     assert '\n' not in message
+
+
+@pytest.mark.parametrize('name', ['partial_stats', 'group_norm', 'group_norm_backward'])
+def test_a_norm_whose_kernels_fail_is_pytorchs(name, triton_ops, monkeypatch, log):
+    x, weight, bias, _ = inputs_of()
+    expected = group_norm(x, weight, bias)
+    assert not log
+    first_use._verdicts.clear()
+    monkeypatch.setattr(triton_ops, name, fail)
+    assert relative_error(group_norm(x, weight, bias), expected) < 1e-6
+    assert 'group_norm (16, float32)' in log[0][1]
 
 
 @pytest.mark.parametrize('factor', [1.01, float('nan')])

@@ -31,15 +31,17 @@ def calls_of_all_ops():
     ops = torch.ops.mmpoolformer
     mix = x, norm_weight, scale, sample_scale, 3, 1e-5, x.dtype
     y, moments, stats = ops.pool_mix(*mix)
-    norm = norm_weight, norm_bias, fc1, fc1_bias, fc2
-    mlp = y, stats, *norm, fc2_bias, scale, None, 1e-5, x.dtype, True
-    _, mlp_moments, branch = ops.channel_mlp(*mlp)
+    parameters = norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, scale, sample_scale
+    mlp = y, stats, *parameters, 1e-5, x.dtype
+    _, mlp_moments = ops.channel_mlp(*mlp)
     return {
         ops.partial_stats: (x,),
         ops.pool_mix: mix,
         ops.pool_mix_backward: (grad, x, moments, norm_weight, scale, sample_scale, 3),
+        ops.group_norm: (y, stats, norm_weight, norm_bias, 1e-5, x.dtype),
+        ops.group_norm_backward: (grad, y, mlp_moments, norm_weight),
         ops.channel_mlp: mlp,
-        ops.channel_mlp_backward: (grad, y, branch, mlp_moments, *norm, scale, sample_scale),
+        ops.channel_mlp_backward: (grad, y, mlp_moments, *parameters),
     }
 
 
@@ -60,7 +62,7 @@ def test_every_op_launches_on_the_device_of_its_tensors(interpreted, triton_ops,
             return lambda *_, **__: launched_on.append(current[-1] if current else None)
 
     monkeypatch.setattr(torch.cuda, 'device_of', device_of)
-    for room in ('statistics', 'pool_mix', 'channel_mlp', 'norm_backward'):
+    for room in ('statistics', 'pool_mix', 'channel_mlp', 'group_norm'):
         module = import_module(f'mmpoolformer.ops.triton.{room}')
         for name in [name for name in dir(module) if name.endswith('_kernel')]:
             monkeypatch.setattr(module, name, Kernel())
@@ -101,7 +103,7 @@ def test_backbone_with_kernels_compiles_without_a_graph_break(interpreted, train
         sum(f.sum() for f in features(torch.compile(model, backend='aot_eager'))).backward()
         assert model.network[0][0].norm1.weight.grad.isfinite().all()
     code = ''.join(graph.print_readable(print_output=False) for graph in graphs)
-    assert all(f'mmpoolformer.{name}' in code for name in ('pool_mix', 'channel_mlp'))
+    assert all(f'mmpoolformer.{name}' in code for name in ('pool_mix', 'group_norm', 'channel_mlp'))
 
 
 # A launch is left out where each of its constants, types and absent arguments was compiled in

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import CHANNELS, PIXELS, channels_last, count_parts, new_map, operation
-from .norm_backward import norm_backward
+from .group_norm import norm_backward
 from .statistics import load_moments, load_stats
 
 HIDDEN_ROWS = 128
@@ -17,8 +17,18 @@ HIDDEN_SHARED_MEMORY = 2 * HIDDEN_STAGES * 2 * (HIDDEN_ROWS + HIDDEN_UNITS) * 64
 
 
 @triton.jit
-def _gelu_cdf(h):
-    return 0.5 * (1.0 + tl.math.erf(h * 0.7071067811865476))
+def gelu_tail(h):
+    """``Φ(-|h|)`` of the normal distribution, within 1e-6: as a power of two.
+
+    The exponent is a polynomial fitted to ``log2 Φ(-|h|)`` up to 5.5 and falls beyond. With it
+    ``GELU(h) = max(h, 0) - |h| Φ(-|h|)``. Triton's erf takes three times the instructions.
+    """
+    z = tl.abs(h)
+    exponent = -5.00259653e-4 * z + 7.28237893e-3
+    exponent = exponent * z - 5.23432429e-2
+    exponent = exponent * z - 0.459414073
+    exponent = exponent * z - 1.15105205
+    return tl.exp2(exponent * z - 1.00000186)
 
 
 @triton.jit
@@ -34,26 +44,23 @@ def _normalised(
 
 @triton.jit
 def _add_branch(
-    x_ptr, y_ptr, branch_ptr, branch, bias_ptr, scale_ptr, gain, row, channel, rows, C,
-    SAVE_BRANCH: tl.constexpr,
+    x_ptr, y_ptr, branch, bias_ptr, scale_ptr, gain, row, channel, rows, C
 ):  # fmt: skip
     index = row[:, None] * C + channel[None, :]
     mask = (row < rows)[:, None]
     branch += tl.load(bias_ptr + channel).to(tl.float32)[None, :]
-    if SAVE_BRANCH:
-        tl.store(branch_ptr + index, branch.to(branch_ptr.dtype.element_ty), mask=mask)
     scale = tl.load(scale_ptr + channel).to(tl.float32)[None, :]
     x = tl.load(x_ptr + index, mask=mask, other=0.0).to(tl.float32)
     y = x + gain * scale * branch
     tl.store(y_ptr + index, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['parts'])
 def mlp_kernel(
     x_ptr, stats_ptr, norm_weight_ptr, norm_bias_ptr, fc1_ptr, fc1_bias_ptr, fc2_ptr, fc2_bias_ptr,
-    scale_ptr, sample_scale_ptr, y_ptr, moments_ptr, branch_ptr,
-    rows, eps,
-    PARTS: tl.constexpr, SAMPLE_SCALE: tl.constexpr, SAVE_BRANCH: tl.constexpr,
+    scale_ptr, sample_scale_ptr, y_ptr, moments_ptr,
+    rows, eps, parts,
+    SAMPLE_SCALE: tl.constexpr,
     C: tl.constexpr, C_A: tl.constexpr, C_B: tl.constexpr,
     HIDDEN: tl.constexpr, ROWS: tl.constexpr, HIDDEN_TILE: tl.constexpr,
 ):  # fmt: skip
@@ -64,14 +71,13 @@ def mlp_kernel(
     power-of-two sides: ``C`` is split into ``C_A + C_B``.
     """
     b = tl.program_id(0)
-    shift, mean, rstd = load_stats(stats_ptr, moments_ptr, b, eps, PARTS)
+    shift, mean, rstd = load_stats(stats_ptr, moments_ptr, b, eps, parts)
     gain = 1.0
     if SAMPLE_SCALE:
         gain = tl.load(sample_scale_ptr + b).to(tl.float32)
     offset = b.to(tl.int64) * rows * C
     x_ptr += offset
     y_ptr += offset
-    branch_ptr += offset
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     dtype: tl.constexpr = fc1_ptr.dtype.element_ty
 
@@ -94,7 +100,8 @@ def mlp_kernel(
                 x_b, tl.trans(tl.load(fc1_ptr + unit[:, None] * C + c[None, :])), hidden
             )
         hidden += tl.load(fc1_bias_ptr + unit).to(tl.float32)[None, :]
-        hidden = (hidden * _gelu_cdf(hidden)).to(dtype)
+        tail = tl.abs(hidden) * gelu_tail(hidden)
+        hidden = (tl.maximum(hidden, 0.0) - tail).to(dtype)
         out_a = tl.dot(
             hidden, tl.trans(tl.load(fc2_ptr + a[:, None] * HIDDEN + unit[None, :])), out_a
         )
@@ -102,27 +109,22 @@ def mlp_kernel(
             out_b = tl.dot(
                 hidden, tl.trans(tl.load(fc2_ptr + c[:, None] * HIDDEN + unit[None, :])), out_b
             )
-    _add_branch(
-        x_ptr, y_ptr, branch_ptr, out_a, fc2_bias_ptr, scale_ptr, gain, row, a, rows, C, SAVE_BRANCH
-    )
+    _add_branch(x_ptr, y_ptr, out_a, fc2_bias_ptr, scale_ptr, gain, row, a, rows, C)
     if C_B > 0:
-        _add_branch(
-            x_ptr, y_ptr, branch_ptr, out_b, fc2_bias_ptr, scale_ptr, gain, row, c, rows, C,
-            SAVE_BRANCH,
-        )  # fmt: skip
+        _add_branch(x_ptr, y_ptr, out_b, fc2_bias_ptr, scale_ptr, gain, row, c, rows, C)
 
 
 @triton.jit
 def mlp_backward_inputs_kernel(
-    grad_ptr, x_ptr, branch_ptr, moments_ptr, norm_weight_ptr, norm_bias_ptr, scale_ptr,
-    sample_scale_ptr, normed_ptr, scaled_ptr, sums_ptr,
+    grad_ptr, x_ptr, moments_ptr, norm_weight_ptr, norm_bias_ptr, sample_scale_ptr, factor_ptr,
+    normed_ptr, scaled_ptr, sums_ptr,
     rows, C,
     SAMPLE_SCALE: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Operands of the matrix products; grid [B, parts, C tiles].
 
-    Writes the normalised input, the gradient of the branch, and per sample and
-    channel the partial sums of that gradient and of ``gradient · branch``.
+    Writes the normalised input, the gradient times each channel's factor, and partial sums of
+    the latter per sample and channel.
     """
     b = tl.program_id(0)
     parts = tl.num_programs(1)
@@ -132,10 +134,9 @@ def mlp_backward_inputs_kernel(
         gain = tl.load(sample_scale_ptr + b).to(tl.float32)
     offset = b.to(tl.int64) * rows * C
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    scale = tl.load(scale_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
+    factor = gain * tl.load(factor_ptr + channel, mask=channel < C, other=0.0)
     dtype: tl.constexpr = normed_ptr.dtype.element_ty
-    bias_sum = tl.zeros([ROWS, CHANNELS], tl.float32)
-    scale_sum = tl.zeros([ROWS, CHANNELS], tl.float32)
+    total = tl.zeros([ROWS, CHANNELS], tl.float32)
     tiles_here = tl.cdiv(tl.cdiv(rows, ROWS), parts)
     first = tl.program_id(1) * tiles_here
     for tile in range(first, first + tiles_here):
@@ -147,14 +148,12 @@ def mlp_backward_inputs_kernel(
             norm_bias_ptr, dtype,
         )  # fmt: skip
         tl.store(normed_ptr + index, normed, mask=mask)
-        grad = gain * tl.load(grad_ptr + index, mask=mask, other=0.0).to(tl.float32)
-        tl.store(scaled_ptr + index, (grad * scale[None, :]).to(dtype), mask=mask)
-        branch = tl.load(branch_ptr + index, mask=mask, other=0.0).to(tl.float32)
-        bias_sum += grad * scale[None, :]
-        scale_sum += grad * branch
-    sums_ptr += (b * parts + tl.program_id(1)) * 2 * C
-    tl.store(sums_ptr + channel, tl.sum(bias_sum, 0), mask=channel < C)
-    tl.store(sums_ptr + C + channel, tl.sum(scale_sum, 0), mask=channel < C)
+        grad = tl.load(grad_ptr + index, mask=mask, other=0.0).to(tl.float32)
+        scaled = grad * factor[None, :]
+        tl.store(scaled_ptr + index, scaled.to(dtype), mask=mask)
+        total += scaled
+    sums_ptr += (b * parts + tl.program_id(1)) * C
+    tl.store(sums_ptr + channel, tl.sum(total, 0), mask=channel < C)
 
 
 @triton.jit
@@ -183,11 +182,12 @@ def mlp_backward_hidden_kernel(
         fc2 = tl.load(fc2_ptr + channel[:, None] * HIDDEN + unit[None, :])
         d_hidden = tl.dot(scaled, fc2, d_hidden)
     hidden += tl.load(fc1_bias_ptr + unit).to(tl.float32)[None, :]
-    cdf = _gelu_cdf(hidden)
-    density = 0.3989422804014327 * tl.exp(-0.5 * hidden * hidden)
-    d_hidden *= cdf + hidden * density
+    tail = gelu_tail(hidden)
+    density = 0.3989422804014327 * tl.exp2(-0.7213475204444817 * hidden * hidden)
+    d_hidden *= tl.where(hidden < 0.0, tail, 1.0 - tail) + hidden * density
+    hidden = tl.maximum(hidden, 0.0) - tl.abs(hidden) * tail
     index = row[:, None] * HIDDEN + unit[None, :]
-    tl.store(hidden_ptr + index, (hidden * cdf).to(hidden_ptr.dtype.element_ty), mask=mask)
+    tl.store(hidden_ptr + index, hidden.to(hidden_ptr.dtype.element_ty), mask=mask)
     tl.store(d_hidden_ptr + index, d_hidden.to(d_hidden_ptr.dtype.element_ty), mask=mask)
     d_hidden = tl.where(mask, d_hidden, 0.0)
     tl.store(sums_ptr + row_tile * HIDDEN + unit, tl.sum(d_hidden, 0))
@@ -229,12 +229,9 @@ def _mlp_tiles(channels: int) -> tuple[int, int, int, int]:
 
 
 def _fake_channel_mlp(
-    x, stats, norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, scale, sample_scale, eps,
-    dtype, save_branch,
-):  # fmt: skip
-    moments = stats.new_empty(x.shape[0], 3)
-    branch = new_map(x, fc1.dtype) if save_branch else x.new_empty(0, dtype=fc1.dtype)
-    return new_map(x, dtype), moments, branch
+    x, stats, norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, scale, sample_scale, eps, dtype
+):
+    return new_map(x, dtype), stats.new_empty(x.shape[0], 3)
 
 
 @operation('channel_mlp', _fake_channel_mlp)
@@ -251,29 +248,28 @@ def channel_mlp(
     sample_scale: Tensor | None,
     eps: float,
     dtype: torch.dtype,
-    save_branch: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the output, the moments ``[B, 3]`` of ``x``, and the branch before LayerScale."""
+) -> tuple[Tensor, Tensor]:
+    """Returns the output and the moments ``[B, 3]`` of ``x``."""
     batch_size, channels, height, width = x.shape
     x = channels_last(x)
-    y, moments, branch = _fake_channel_mlp(
+    y, moments = _fake_channel_mlp(
         x, stats, norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, scale, sample_scale, eps,
-        dtype, save_branch,
+        dtype,
     )  # fmt: skip
     first, second = split_channels(channels)
     rows, hidden_tile, warps, stages = _mlp_tiles(channels)
     mlp_kernel[batch_size, triton.cdiv(height * width, rows)](
         x, stats, norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, scale, sample_scale,
-        y, moments, branch, height * width, eps,
-        PARTS=stats.shape[2], SAMPLE_SCALE=sample_scale is not None, SAVE_BRANCH=save_branch,
+        y, moments, height * width, eps, stats.shape[2],
+        SAMPLE_SCALE=sample_scale is not None,
         C=channels, C_A=first, C_B=second, HIDDEN=fc1.shape[0],
         ROWS=rows, HIDDEN_TILE=hidden_tile, num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    return y, moments, branch
+    return y, moments
 
 
 def _fake_channel_mlp_backward(
-    grad, x, branch, moments, norm_weight, norm_bias, fc1, fc1_bias, fc2, scale, sample_scale
+    grad, x, moments, norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, scale, sample_scale
 ):
     per_channel = moments.new_empty(x.shape[1])
     return (
@@ -292,36 +288,61 @@ def _fake_channel_mlp_backward(
 def channel_mlp_backward(
     grad: Tensor,
     x: Tensor,
-    branch: Tensor,
     moments: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
     fc1: Tensor,
     fc1_bias: Tensor,
     fc2: Tensor,
+    fc2_bias: Tensor,
     scale: Tensor,
     sample_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns the gradients of ``x``, both of the norm, of fc1, of fc2, and of ``scale``."""
+    """Returns the gradients of ``x``, both of the norm, of fc1, of fc2, and of ``scale``.
+
+    The product of the gradient with the hidden units, which fc2's gradient is made of, is that
+    of ``scale`` too, ``Σ gradient · (fc2 · hidden + bias)``: the branch is not kept for it.
+    """
     batch_size, channels, height, width = x.shape
     rows = height * width
     grad, x = channels_last(grad), channels_last(x)
     row_tiles, channel_tiles = triton.cdiv(rows, PIXELS), triton.cdiv(channels, CHANNELS)
     parts = count_parts(batch_size, row_tiles)
 
+    factor, share = _split_scale(scale)
     normed, scaled = new_map(x, fc1.dtype), new_map(x, fc1.dtype)
-    branch_sums = moments.new_empty(batch_size, parts, 2, channels)
+    sums = moments.new_empty(batch_size, parts, channels)
     mlp_backward_inputs_kernel[batch_size, parts, channel_tiles](
-        grad, x, branch, moments, norm_weight, norm_bias, scale, sample_scale,
-        normed, scaled, branch_sums, rows, channels,
+        grad, x, moments, norm_weight, norm_bias, sample_scale, factor,
+        normed, scaled, sums, rows, channels,
         SAMPLE_SCALE=sample_scale is not None, ROWS=PIXELS, CHANNELS=CHANNELS,
     )  # fmt: skip
-    d_fc2_bias, d_scale = (branch_sums[:, :, i].sum((0, 1)) for i in range(2))
+    sums = sums.sum((0, 1))
 
-    d_normed, d_fc1, d_fc1_bias, d_fc2 = _backward_of_products(normed, scaled, fc1, fc1_bias, fc2)
+    fc2_share = (share[:, None] * fc2).to(fc2.dtype)
+    d_normed, d_fc1, d_fc1_bias, product = _backward_of_products(
+        normed, scaled, fc1, fc1_bias, fc2_share
+    )
     del normed, scaled
+    d_scale = ((product * fc2).sum(1) + sums * fc2_bias) / factor
+    d_fc2, d_fc2_bias = product.mul_(share[:, None]), sums * share
     dx, d_norm_weight, d_norm_bias = norm_backward(grad, d_normed, x, moments, norm_weight)
     return dx, d_norm_weight, d_norm_bias, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias, d_scale
+
+
+def _split_scale(scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of the gradient and powers of two for fc2 whose product is ``scale``.
+
+    Powers of two do not round. Those of the factors are that of the largest ``scale``, so the
+    gradient leaves the range of 16 bits where it would with ``scale``, and a channel without
+    ``scale`` has a factor to divide by.
+    """
+    mantissa, exponent = torch.frexp(scale.float())
+    is_zero = scale == 0
+    largest = exponent.masked_fill(is_zero, -999).max()
+    largest = torch.where(largest > -999, largest, 0)
+    factor = torch.ldexp(mantissa.masked_fill(is_zero, 0.5), largest)
+    return factor, torch.ldexp(torch.ones_like(factor), exponent - largest).masked_fill(is_zero, 0)
 
 
 def _backward_of_products(

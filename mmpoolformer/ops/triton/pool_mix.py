@@ -1,4 +1,10 @@
-"""The pooling token mixer and its backward as Triton kernels."""
+"""The pooling token mixer and its backward as Triton kernels.
+
+A program has a strip of the map, some columns of some channels, and walks down a band of its
+rows. The window is separable: of each row it loads what a window is wide and keeps the sums
+along the rows that a window is high, so a position costs three loads with a window of 3, not
+nine.
+"""
 
 # Triton reads the annotations of kernels, so they are not postponed here.
 import torch
@@ -6,64 +12,106 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import CHANNELS, PIXELS, channels_last, count_parts, new_map, operation
-from .statistics import add_to_stats, load_moments, load_stats, partial_stats, store_stats
+from .common import CHANNELS, PROGRAMS, channels_last, new_map, operation
+from .statistics import (
+    add_step,
+    load_moments,
+    load_stats,
+    merge_steps,
+    partial_stats,
+    store_stats,
+)
+
+COLUMNS = 16
+# Least rows of a band; a program loads the rows beside its band too.
+BAND = 8
 
 
 @triton.jit
-def _window_size(h, w, H, W, RADIUS: tl.constexpr):
-    """Positions of the window around (h, w) that lie inside the map."""
-    rows = tl.minimum(h + RADIUS, H - 1) - tl.maximum(h - RADIUS, 0) + 1
-    columns = tl.minimum(w + RADIUS, W - 1) - tl.maximum(w - RADIUS, 0) + 1
-    return (rows * columns).to(tl.float32)
+def _window_length(position, size, RADIUS: tl.constexpr):
+    """Positions of the window around one that lie inside an axis of the map."""
+    length = tl.minimum(position + RADIUS, size - 1) - tl.maximum(position - RADIUS, 0) + 1
+    return tl.maximum(length, 1).to(tl.float32)
 
 
 @triton.jit
-def _window_sum(
-    ptr, shift, pixel, channel, mask, H, W, C, RADIUS: tl.constexpr, TRANSPOSE: tl.constexpr
+def _row_sum(
+    ptr, shift, h, column, channel, H, W, C, RADIUS: tl.constexpr, TRANSPOSE: tl.constexpr
 ):
-    """Sum of ``values - shift`` over each pixel's window, float32 ``[pixels, channels]``.
+    """Sum of ``values - shift`` of row ``h`` over each column's window, and the row itself.
 
-    With ``TRANSPOSE`` each term is divided by the size of its own window: the
-    transpose of the average.
+    What lies outside of the map counts as 0. With ``TRANSPOSE`` each term is divided by the
+    size of its own window: the transpose of the average.
     """
-    h = pixel // W
-    w = pixel % W
-    total = tl.zeros(mask.shape, tl.float32)
-    for dh in tl.static_range(-RADIUS, RADIUS + 1):
-        for dw in tl.static_range(-RADIUS, RADIUS + 1):
-            inside = (h + dh >= 0) & (h + dh < H) & (w + dw >= 0) & (w + dw < W)
-            inside = inside[:, None] & mask
-            index = (pixel + dh * W + dw)[:, None] * C + channel[None, :]
-            values = tl.load(ptr + index, mask=inside, other=0.0).to(tl.float32)
-            values = tl.where(inside, values - shift, 0.0)
-            if TRANSPOSE:
-                values /= tl.maximum(_window_size(h + dh, w + dw, H, W, RADIUS), 1.0)[:, None]
-            total += values
-    return total
+    total = tl.zeros([column.shape[0], channel.shape[0]], tl.float32)
+    row = 0
+    for offset in tl.static_range(-RADIUS, RADIUS + 1):
+        w = column + offset
+        inside = (h >= 0) & (h < H) & (w >= 0) & (w < W)
+        index = (h * W + w)[:, None] * C + channel[None, :]
+        mask = inside[:, None] & (channel < C)[None, :]
+        values = tl.load(ptr + index, mask=mask, other=0.0)
+        if offset == 0:
+            row = values
+        factor = tl.where(inside, 1.0, 0.0)
+        if TRANSPOSE:
+            window = _window_length(h, H, RADIUS) * _window_length(w, W, RADIUS)
+            total += values.to(tl.float32) * (factor / window)[:, None]
+        else:
+            total += values.to(tl.float32) * factor[:, None] - (shift * factor)[:, None]
+    return total, row
 
 
 @triton.jit
-def _difference(x_ptr, shift, pixel, channel, mask, H, W, C, RADIUS: tl.constexpr):
-    """``(P(x) - x, x)``: local average minus identity, and the input itself."""
-    index = pixel[:, None] * C + channel[None, :]
-    x = tl.load(x_ptr + index, mask=mask, other=0.0).to(tl.float32)
-    window_sum = _window_sum(x_ptr, shift, pixel, channel, mask, H, W, C, RADIUS, False)
-    window_size = _window_size(pixel // W, pixel % W, H, W, RADIUS)
-    return window_sum / window_size[:, None] - (x - shift), x
+def _rows_above(
+    ptr, shift, first, column, channel, H, W, C, RADIUS: tl.constexpr, TRANSPOSE: tl.constexpr
+):
+    """What :func:`_row_sum` returns of the rows that a band's first window has but its last."""
+    sums = ()
+    rows = ()
+    for offset in tl.static_range(-RADIUS, RADIUS):
+        total, row = _row_sum(
+            ptr, shift, first + offset, column, channel, H, W, C, RADIUS, TRANSPOSE
+        )
+        sums += (total,)
+        if offset >= 0:
+            rows += (row,)
+    return sums, rows
 
 
 @triton.jit
+def _next_row(
+    sums, rows, ptr, shift, h, column, channel, H, W, C,
+    RADIUS: tl.constexpr, TRANSPOSE: tl.constexpr,
+):  # fmt: skip
+    """Sum over the windows around row ``h``, that row, and what the next row needs of them."""
+    total, row = _row_sum(ptr, shift, h + RADIUS, column, channel, H, W, C, RADIUS, TRANSPOSE)
+    sums += (total,)
+    rows += (row,)
+    for i in tl.static_range(2 * RADIUS):
+        total += sums[i]
+    return total, rows[0].to(tl.float32), sums[1:], rows[1:]
+
+
+@triton.jit
+def _place(part, H, W, bands, COLUMNS: tl.constexpr):
+    """First and last row and the columns of a part of the map."""
+    rows = tl.cdiv(H, bands)
+    first = part % bands * rows
+    return first, tl.minimum(first + rows, H), part // bands * COLUMNS + tl.arange(0, COLUMNS)
+
+
+@triton.jit(do_not_specialize=['parts', 'bands'])
 def mix_kernel(
     x_ptr, stats_ptr, weight_ptr, scale_ptr, sample_scale_ptr,
     y_ptr, moments_ptr, y_stats_ptr,
-    H, W, C, eps,
-    RADIUS: tl.constexpr, SAMPLE_SCALE: tl.constexpr, PARTS: tl.constexpr, Y_PARTS: tl.constexpr,
-    PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    H, W, C, eps, parts, bands,
+    RADIUS: tl.constexpr, SAMPLE_SCALE: tl.constexpr,
+    COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """``y = x + k (P(x) - x)`` and the statistics of ``y``; grid [B, Y_PARTS]."""
+    """``y = x + k (P(x) - x)`` and the statistics of ``y``; grid [B, parts · C tiles]."""
     b = tl.program_id(0)
-    shift, _, rstd = load_stats(stats_ptr, moments_ptr, b, eps, PARTS)
+    shift, _, rstd = load_stats(stats_ptr, moments_ptr, b, eps, parts)
     gain = rstd
     if SAMPLE_SCALE:
         gain *= tl.load(sample_scale_ptr + b).to(tl.float32)
@@ -71,59 +119,67 @@ def mix_kernel(
     x_ptr += b.to(tl.int64) * H * W * C
     y_ptr += b.to(tl.int64) * H * W * C
     channel_tiles = tl.cdiv(C, CHANNELS)
-    tiles = tl.cdiv(H * W, PIXELS) * channel_tiles
-    tiles_here = tl.cdiv(tiles, Y_PARTS)
-    first = tl.program_id(1) * tiles_here
-    count, y_mean, m2 = 0.0, 0.0, 0.0
-    for tile in range(first, tl.minimum(first + tiles_here, tiles)):
-        pixel = tile // channel_tiles * PIXELS + tl.arange(0, PIXELS)
-        channel = tile % channel_tiles * CHANNELS + tl.arange(0, CHANNELS)
-        mask = (pixel < H * W)[:, None] & (channel < C)[None, :]
-        difference, x = _difference(x_ptr, shift, pixel, channel, mask, H, W, C, RADIUS)
-        weight = tl.load(weight_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
-        scale = tl.load(scale_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
-        y = (x + (gain * weight * scale)[None, :] * difference).to(y_ptr.dtype.element_ty)
-        tl.store(y_ptr + pixel[:, None] * C + channel[None, :], y, mask=mask)
-        count, y_mean, m2 = add_to_stats(y.to(tl.float32) - shift, mask, count, y_mean, m2)
-    store_stats(y_stats_ptr, count, y_mean, m2, shift, Y_PARTS)
+    part = tl.program_id(1) // channel_tiles
+    first, last, column = _place(part, H, W, bands, COLUMNS)
+    channel = tl.program_id(1) % channel_tiles * CHANNELS + tl.arange(0, CHANNELS)
+    mask = (column < W)[:, None] & (channel < C)[None, :]
+    weight = tl.load(weight_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
+    scale = tl.load(scale_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
+    gain = (gain * weight * scale)[None, :]
+    columns = 1.0 / _window_length(column, W, RADIUS)
+
+    mean = tl.zeros([COLUMNS, CHANNELS], tl.float32)
+    m2 = tl.zeros([COLUMNS, CHANNELS], tl.float32)
+    sums, rows = _rows_above(x_ptr, shift, first, column, channel, H, W, C, RADIUS, False)
+    for h in range(first, last):
+        total, x, sums, rows = _next_row(
+            sums, rows, x_ptr, shift, h, column, channel, H, W, C, RADIUS, False
+        )
+        average = total * (columns / _window_length(h, H, RADIUS))[:, None]
+        y = (x + gain * (average - (x - shift))).to(y_ptr.dtype.element_ty)
+        tl.store(y_ptr + (h * W + column)[:, None] * C + channel[None, :], y, mask=mask)
+        mean, m2 = add_step(y.to(tl.float32) - shift, h - first, mean, m2)
+    count, mean, m2 = merge_steps(last - first, mask, mean, m2)
+    store_stats(y_stats_ptr, count, mean, m2, shift)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['bands'])
 def mix_backward_sums_kernel(
     grad_ptr, x_ptr, moments_ptr, sums_ptr,
-    H, W, C,
-    RADIUS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    H, W, C, bands,
+    RADIUS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of ``grad (P(x) - x)`` per sample and channel; grid [B, parts, C tiles]."""
     b = tl.program_id(0)
-    parts = tl.num_programs(1)
     shift = tl.load(moments_ptr + 3 * b)
     x_ptr += b.to(tl.int64) * H * W * C
     grad_ptr += b.to(tl.int64) * H * W * C
+    first, last, column = _place(tl.program_id(1), H, W, bands, COLUMNS)
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    tiles = tl.cdiv(H * W, PIXELS)
-    tiles_here = tl.cdiv(tiles, parts)
-    first = tl.program_id(1) * tiles_here
-    total = tl.zeros([PIXELS, CHANNELS], tl.float32)
-    for tile in range(first, tl.minimum(first + tiles_here, tiles)):
-        pixel = tile * PIXELS + tl.arange(0, PIXELS)
-        mask = (pixel < H * W)[:, None] & (channel < C)[None, :]
-        difference, _ = _difference(x_ptr, shift, pixel, channel, mask, H, W, C, RADIUS)
-        index = pixel[:, None] * C + channel[None, :]
+    mask = (column < W)[:, None] & (channel < C)[None, :]
+    columns = 1.0 / _window_length(column, W, RADIUS)
+    result = tl.zeros([COLUMNS, CHANNELS], tl.float32)
+    sums, rows = _rows_above(x_ptr, shift, first, column, channel, H, W, C, RADIUS, False)
+    for h in range(first, last):
+        total, x, sums, rows = _next_row(
+            sums, rows, x_ptr, shift, h, column, channel, H, W, C, RADIUS, False
+        )
+        average = total * (columns / _window_length(h, H, RADIUS))[:, None]
+        index = (h * W + column)[:, None] * C + channel[None, :]
         grad = tl.load(grad_ptr + index, mask=mask, other=0.0).to(tl.float32)
-        total += tl.where(mask, grad * difference, 0.0)
-    sums_ptr += (b * parts + tl.program_id(1)) * C
-    tl.store(sums_ptr + channel, tl.sum(total, 0), mask=channel < C)
+        result += grad * (average - (x - shift))
+    sums_ptr += (b * tl.num_programs(1) + tl.program_id(1)) * C
+    tl.store(sums_ptr + channel, tl.sum(tl.where(mask, result, 0.0), 0), mask=channel < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['bands'])
 def mix_backward_kernel(
     grad_ptr, x_ptr, moments_ptr, sums_ptr, weight_ptr, scale_ptr, sample_scale_ptr, dx_ptr,
-    H, W, C,
+    H, W, C, bands,
     RADIUS: tl.constexpr, SAMPLE_SCALE: tl.constexpr,
-    ALL_CHANNELS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    ALL_CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the input; grid [B, pixel tiles, C tiles]."""
+    """Gradient of the input; grid [B, parts, C tiles]."""
     b = tl.program_id(0)
     shift, mean, rstd = load_moments(moments_ptr, b)
     gain = 1.0
@@ -133,35 +189,42 @@ def mix_backward_kernel(
     weights = tl.load(weight_ptr + every, mask=every < C, other=0.0).to(tl.float32)
     scales = tl.load(scale_ptr + every, mask=every < C, other=0.0).to(tl.float32)
     sums = tl.load(sums_ptr + b * C + every, mask=every < C, other=0.0)
-    d_rstd = gain * tl.sum(weights * scales * sums)
+    slope = rstd * rstd * rstd * gain * tl.sum(weights * scales * sums) / (H * W * C).to(tl.float32)
 
     x_ptr += b.to(tl.int64) * H * W * C
     grad_ptr += b.to(tl.int64) * H * W * C
     dx_ptr += b.to(tl.int64) * H * W * C
-    pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
+    first, last, column = _place(tl.program_id(1), H, W, bands, COLUMNS)
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    mask = (pixel < H * W)[:, None] & (channel < C)[None, :]
-    index = pixel[:, None] * C + channel[None, :]
-    x = tl.load(x_ptr + index, mask=mask, other=0.0).to(tl.float32)
-    grad = tl.load(grad_ptr + index, mask=mask, other=0.0).to(tl.float32)
-    spread = _window_sum(grad_ptr, 0.0, pixel, channel, mask, H, W, C, RADIUS, True)
+    mask = (column < W)[:, None] & (channel < C)[None, :]
     weight = tl.load(weight_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
     scale = tl.load(scale_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
-    numel = (H * W * C).to(tl.float32)
-    dx = grad + (gain * rstd * weight * scale)[None, :] * (spread - grad)
-    dx -= rstd * rstd * rstd * d_rstd / numel * (x - shift - mean)
-    tl.store(dx_ptr + index, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+    gain = (gain * rstd * weight * scale)[None, :]
+    sums, rows = _rows_above(grad_ptr, 0.0, first, column, channel, H, W, C, RADIUS, True)
+    for h in range(first, last):
+        spread, grad, sums, rows = _next_row(
+            sums, rows, grad_ptr, 0.0, h, column, channel, H, W, C, RADIUS, True
+        )
+        index = (h * W + column)[:, None] * C + channel[None, :]
+        x = tl.load(x_ptr + index, mask=mask, other=0.0).to(tl.float32)
+        dx = grad + gain * (spread - grad) - slope * (x - shift - mean)
+        tl.store(dx_ptr + index, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
-def _mix_parts(x: Tensor) -> int:
-    _, channels, height, width = x.shape
-    tiles = triton.cdiv(height * width, PIXELS) * triton.cdiv(channels, CHANNELS)
-    return count_parts(x.shape[0], tiles)
+def _grid(x: Tensor) -> tuple[int, int, int]:
+    """Bands of rows, parts of columns and rows, and tiles of channels."""
+    batch_size, channels, height, width = x.shape
+    channel_tiles = triton.cdiv(channels, CHANNELS)
+    strips = triton.cdiv(width, COLUMNS)
+    wanted = triton.cdiv(PROGRAMS, max(batch_size, 1) * strips * channel_tiles)
+    bands = min(wanted, triton.cdiv(height, BAND))
+    return bands, bands * strips, channel_tiles
 
 
 def _fake_pool_mix(x, weight, scale, sample_scale, pool_size, eps, dtype):
+    _, parts, channel_tiles = _grid(x)
     moments = x.new_empty(x.shape[0], 3, dtype=torch.float32)
-    stats = x.new_empty(x.shape[0], 4, _mix_parts(x), dtype=torch.float32)
+    stats = x.new_empty(x.shape[0], 4, parts * channel_tiles, dtype=torch.float32)
     return new_map(x, dtype), moments, stats
 
 
@@ -182,9 +245,9 @@ def pool_mix(
     y, moments, stats = _fake_pool_mix(x, weight, scale, sample_scale, pool_size, eps, dtype)
     mix_kernel[batch_size, stats.shape[2]](
         x, x_stats, weight, scale, sample_scale, y, moments, stats, height, width, channels, eps,
+        x_stats.shape[2], _grid(x)[0],
         RADIUS=pool_size // 2, SAMPLE_SCALE=sample_scale is not None,
-        PARTS=x_stats.shape[2], Y_PARTS=stats.shape[2],
-        PIXELS=PIXELS, CHANNELS=CHANNELS, num_warps=8,
+        COLUMNS=COLUMNS, CHANNELS=CHANNELS,
     )  # fmt: skip
     return y, moments, stats
 
@@ -206,20 +269,17 @@ def pool_mix_backward(
     """Returns the gradient of ``x``, and ``Σ grad (P(x) - x)`` per sample and channel."""
     batch_size, channels, height, width = x.shape
     grad, x = channels_last(grad), channels_last(x)
-    pixel_tiles = triton.cdiv(height * width, PIXELS)
-    channel_tiles = triton.cdiv(channels, CHANNELS)
-    sums = moments.new_empty(batch_size, count_parts(batch_size, pixel_tiles), channels)
-    mix_backward_sums_kernel[batch_size, sums.shape[1], channel_tiles](
-        grad, x, moments, sums, height, width, channels,
-        RADIUS=pool_size // 2,
-        PIXELS=PIXELS, CHANNELS=CHANNELS, num_warps=8,
+    bands, parts, channel_tiles = _grid(x)
+    sums = moments.new_empty(batch_size, parts, channels)
+    mix_backward_sums_kernel[batch_size, parts, channel_tiles](
+        grad, x, moments, sums, height, width, channels, bands,
+        RADIUS=pool_size // 2, COLUMNS=COLUMNS, CHANNELS=CHANNELS,
     )  # fmt: skip
     sums = sums.sum(1)
     dx = new_map(x, x.dtype)
-    mix_backward_kernel[batch_size, pixel_tiles, channel_tiles](
-        grad, x, moments, sums, weight, scale, sample_scale, dx, height, width, channels,
+    mix_backward_kernel[batch_size, parts, channel_tiles](
+        grad, x, moments, sums, weight, scale, sample_scale, dx, height, width, channels, bands,
         RADIUS=pool_size // 2, SAMPLE_SCALE=sample_scale is not None,
-        ALL_CHANNELS=triton.next_power_of_2(channels),
-        PIXELS=PIXELS, CHANNELS=CHANNELS, num_warps=8,
+        ALL_CHANNELS=triton.next_power_of_2(channels), COLUMNS=COLUMNS, CHANNELS=CHANNELS,
     )  # fmt: skip
     return dx, sums
