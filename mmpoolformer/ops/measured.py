@@ -105,12 +105,11 @@ def threshold(rows: Iterable[tuple[int, float, float]]) -> int:
     Returns:
         ``0`` if they never are, the largest integer if they are at the largest size too.
     """
-    least = 0
-    for pixels, fused, plain in sorted(rows, reverse=True):
-        if fused > plain:
-            return least or sys.maxsize
-        least = pixels
-    return 0
+    rows = list(rows)
+    slower = [pixels for pixels, fused, plain in rows if fused > plain]
+    if not slower:
+        return 0
+    return min((pixels for pixels, *_ in rows if pixels > max(slower)), default=sys.maxsize)
 
 
 def case_name(sizes: Iterable[int], types: Iterable[torch.dtype | str], direction: str) -> str:
@@ -145,8 +144,10 @@ def fused_pixels(device: torch.device) -> int:
     Raises:
         TableError: The table cannot be used.
     """
-    known = load(TABLE).get(device_name(device), Device())
-    return known.fused_pixels.get(_direction(), 0)
+    devices = load(TABLE)
+    if not devices:
+        return 0
+    return devices.get(device_name(device), Device()).fused_pixels.get(_direction(), 0)
 
 
 def _direction() -> str:
@@ -155,7 +156,10 @@ def _direction() -> str:
 
 @cache
 def _choice(name, device, types, sizes, direction) -> bool | None:
-    return decide(load(TABLE), device_name(device), name, case_name(sizes, types, direction))
+    devices = load(TABLE)
+    if not devices:
+        return None
+    return decide(devices, device_name(device), name, case_name(sizes, types, direction))
 
 
 @cache

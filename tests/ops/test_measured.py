@@ -1,7 +1,7 @@
 """What was measured on a GPU decides there: the rules on made-up numbers, and their effect."""
 
-import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,20 +15,6 @@ from mmpoolformer.ops.measured import Device, Operation, TableError, decide, thr
 
 CASE = '16x3 float32 inference'
 FAST = {CASE: 0.95}
-
-
-@pytest.fixture
-def write_table(tmp_path, monkeypatch):
-    """Put a table in the place of the package's."""
-    monkeypatch.setattr(measured, 'TABLE', tmp_path / 'measured.json')
-
-    def write(content):
-        text = content if isinstance(content, str) else json.dumps(content)
-        measured.TABLE.write_text(text)
-        measured.forget()
-
-    yield write
-    measured.forget()
 
 
 def table_of(device=DEVICE, error_ratio=1.0, sanitizer='clean', triton=0.5, **rows):
@@ -87,6 +73,7 @@ def test_of_another_device_or_operation_nothing_is_known():
         ([(100, 3, 2), (400, 1, 2), (900, 1, 3)], 400),
         ([(900, 1, 3), (100, 1, 2), (400, 3, 2)], 900),  # slower again in between
         ([(100, 3, 2), (400, 3, 2)], sys.maxsize),
+        ([(400, 3, 2), (400, 1, 2), (900, 1, 2)], 900),  # of two types
     ],
 )
 def test_blocks_are_fused_from_the_size_on_where_that_is_never_slower(rows, pixels):
@@ -97,7 +84,7 @@ def test_blocks_are_fused_from_the_size_on_where_that_is_never_slower(rows, pixe
 
 
 def test_the_package_ships_a_table_that_can_be_read():
-    assert isinstance(measured.load(measured.TABLE), dict)
+    assert isinstance(measured.load(Path(measured.__file__).with_name('measured.json')), dict)
 
 
 @needs_triton
@@ -161,7 +148,7 @@ def test_small_batches_on_cuda_take_the_plain_path_where_it_was_faster(
 
 def test_a_device_that_was_not_measured_fuses_every_size(monkeypatch, write_table):
     monkeypatch.setattr(backend, 'on_cuda', lambda x: True)
-    write_table(dict(devices={}))
+    write_table(table_of('meta', inference=[dict(pixels=4, fused=2, plain=1)]))
     model = PoolFormer(TINY)
     with torch.no_grad():
         assert dispatch.plan_forward(model, torch.zeros(1, 3, 32, 32)).fuse
