@@ -17,7 +17,7 @@ from mmpoolformer.ops import first_use
 from mmpoolformer.ops.measured import DIRECTIONS, MOST_ERROR
 
 from .rules import error_ratio
-from .scale import SETTINGS, Scale, Setting, distance, watched
+from .scale import Scale, Setting, distance, watched
 
 OPTIONS = {'with_cp': dict(with_cp=True), 'frozen': dict(frozen_stages=1)}
 
@@ -46,7 +46,7 @@ def compare_variant(scale: Scale, variant: str) -> Iterator[dict]:
     if variant == 'graph' and scale.is_reduced:
         yield dict(variant=variant, result='not run: needs CUDA')
         return
-    for setting in SETTINGS[:2]:
+    for setting in scale.settings[:2]:
         for size in {scale.image_sizes[0], scale.image_sizes[-1]}:
             yield from compare_one(scale, setting, size, variant)
 
@@ -170,7 +170,8 @@ def captured(step: Callable[[], list[Tensor]], model: nn.Module) -> list[Tensor]
 
 def time_small(scale: Scale) -> Iterator[dict]:
     """Milliseconds of fused and plain blocks as images get larger, waiting for Python included."""
-    for setting, direction in itertools.product(SETTINGS[:2], DIRECTIONS):
+    settings = scale.settings[: 1 if scale.is_reduced else 2]
+    for setting, direction in itertools.product(settings, DIRECTIONS):
         models = {name: build(scale, setting, name) for name in ('fused', 'plain')}
         for batch, height, width in scale.small:
             image = torch.randn(batch, 3, height, width, device=scale.device)
@@ -180,7 +181,7 @@ def time_small(scale: Scale) -> Iterator[dict]:
             }
             for once in bursts.values():
                 once()
-            times = in_turns(bursts, 2 if scale.is_reduced else 7)
+            times = in_turns(bursts, 1 if scale.is_reduced else 7)
             yield dict(
                 direction=direction, setting=setting.name, pixels=batch * height * width,
                 **{name: statistics.median(values) for name, values in times.items()},

@@ -95,7 +95,7 @@ def verdict(name: str, exit_code: int, output: str, records: list[dict]) -> dict
 
 def sanitized(scale: Scale, name: str) -> Iterator[dict]:
     """The step that is watched: every type, one small image."""
-    for setting in SETTINGS:
+    for setting in scale.settings:
         for row in compare_one(scale, setting, scale.sanitized, 'eager', only=name):
             yield dict(watched=name, **row)
 

@@ -47,6 +47,7 @@ class Scale(NamedTuple):
 
     Attributes:
         device: ``cuda``, or ``cpu`` with Triton's interpreter.
+        settings: How models are trained.
         arch: Of the backbone that is compared.
         stages: Of the backbone, as its ``out_indices``.
         image_sizes: Heights and widths of its images.
@@ -62,6 +63,7 @@ class Scale(NamedTuple):
     """
 
     device: str
+    settings: tuple[Setting, ...]
     arch: str | dict
     stages: tuple[int, ...]
     image_sizes: tuple[tuple[int, int], ...]
@@ -82,6 +84,7 @@ class Scale(NamedTuple):
 
 FULL = Scale(
     device='cuda',
+    settings=SETTINGS,
     arch='s12',
     stages=(0, 1, 2, 3),
     image_sizes=((512, 512), (800, 1333), (33, 97)),
@@ -100,15 +103,16 @@ FULL = Scale(
 )  # fmt: skip
 REDUCED = Scale(
     device='cpu',
-    arch=dict(layers=(1, 1, 1, 1), embed_dims=(16, 32, 16, 32)),
+    settings=(SETTINGS[0], SETTINGS[2]),
+    arch=dict(layers=(1, 1, 1, 1), embed_dims=(16, 16, 16, 16)),
     stages=(0, 1),
-    image_sizes=((20, 28),),
+    image_sizes=((32, 40),),
     batch=2,
-    widths=((16, 32, 16, 32),),
+    widths=((16, 16, 16, 16),),
     map_size=(2, 3, 5),
     timed=(1, 16),
-    small=((1, 8, 8), (2, 8, 8)),
-    sanitized=(20, 28),
+    small=((1, 32, 32),),
+    sanitized=(32, 32),
     copied=2**20,
     multiplied=64,
     compiler='aot_eager',

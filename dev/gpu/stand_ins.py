@@ -30,7 +30,8 @@ class _Absent(type):
         return _part(cls.__module__, name)
 
     def __call__(cls, *_, **__):
-        raise AbsentError(f'{cls.__module__} is not on this machine')
+        absent = cls.__mro__[-2].__module__  # of a class that inherits from it too
+        raise AbsentError(f'{absent} is not on this machine')
 
 
 def _part(whole: str, name: str) -> _Absent:

@@ -19,7 +19,7 @@ from mmpoolformer.utils.errors import one_line
 
 from . import backbone, ceilings, children, operations, speed_steps
 from .rules import device_entry, is_wrong, write_table
-from .scale import FULL, REDUCED, SETTINGS, Scale
+from .scale import FULL, REDUCED, Scale
 
 LONGEST = 480  # seconds of a step
 
@@ -120,9 +120,9 @@ class Run:
 
 def correct_steps(scale: Scale, packed: Path | None, out: Path) -> dict[str, Callable]:
     steps = {'ceilings': partial(ceilings.step, scale)}
-    for setting in SETTINGS:
+    for setting in scale.settings:
         steps[f'operations-{setting.name}'] = partial(operations.compare, scale, setting)
-    for setting in SETTINGS:
+    for setting in scale.settings:
         steps[f'backbone-{setting.name}'] = partial(backbone.compare, scale, setting)
     for variant in ('with_cp', 'frozen', 'compile', 'graph'):
         steps[f'variant-{variant}'] = partial(backbone.compare_variant, scale, variant)
@@ -134,7 +134,7 @@ def correct_steps(scale: Scale, packed: Path | None, out: Path) -> dict[str, Cal
 
 def tune_steps(scale: Scale, packed: Path | None, out: Path) -> dict[str, Callable]:
     steps = {'ceilings': partial(ceilings.step, scale)}
-    for setting in SETTINGS:
+    for setting in scale.settings:
         steps[f'operations-{setting.name}'] = partial(operations.time, scale, setting)
     # The benchmark stands on the choices of the table.
     steps['table'] = None

@@ -151,7 +151,7 @@ def test_correct_passes_on_the_cpu(run, tmp_path):
     (fallback,) = [r for r in records if 'warnings' in r]
     assert fallback['kernels'] == [] and fallback['warnings'] == 1
     report = (tmp_path / 'report.md').read_text()
-    assert '## correct: backbone-amp-bfloat16' in report and '| decision |' in report
+    assert '## correct: backbone-amp-float16' in report and '| decision |' in report
     known = measured.load(tmp_path / 'measured.json')['cpu']
     assert known.operations['pool_mix'].error_ratio <= measured.MOST_ERROR
 
@@ -276,7 +276,7 @@ def test_a_stand_in_is_there_where_nothing_else_is(monkeypatch):
         pass
 
     for use in (Thing, Inherits, Thing.CONSTANT):
-        with pytest.raises(stand_ins.AbsentError, match=r'no_such_library|Inherits'):
+        with pytest.raises(stand_ins.AbsentError, match=r'no_such_library\.part\.Thing'):
             use(3)
     assert stand_ins.is_stand_in('no_such_library') and not stand_ins.is_stand_in('torch')
     assert torch.zeros(1).numel() == 1
