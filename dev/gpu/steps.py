@@ -88,14 +88,15 @@ class Run:
     def latest(self) -> dict[tuple[str, str], list[dict]]:
         """What the last run of each step on this device found, by command and step."""
         found: dict[tuple[str, str], list[dict]] = {}
+        is_here: dict[tuple[str, str], bool] = {}
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         for record in map(json.loads, lines):
             key = record.pop('command'), record.pop('step')
             if 'started' in record:
-                found.pop(key, None)
-                if record['device'] == self.device:
+                is_here[key] = record['device'] == self.device
+                if is_here[key]:
                     found[key] = []
-            elif key in found:
+            elif is_here.get(key):
                 found[key].append(record)
         return found
 
@@ -114,8 +115,8 @@ class Run:
                 sanitizer=operation.sanitizer, cases=len(cases),
                 faster=sum(map(measured.pays, cases.values())),
             )  # fmt: skip
-        pixels = known[self.device].fused_pixels
-        yield dict(decision='fused blocks', **{f'{key}_from': pixels.get(key) for key in pixels})
+        for direction, pixels in known[self.device].fused_pixels.items():
+            yield dict(decision=f'fused blocks in {direction}', from_pixels=pixels)
 
 
 def correct_steps(scale: Scale, packed: Path | None, out: Path) -> dict[str, Callable]:
