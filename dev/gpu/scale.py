@@ -106,7 +106,7 @@ REDUCED = Scale(
     settings=(SETTINGS[0], SETTINGS[2]),
     arch=dict(layers=(1, 1, 1, 1), embed_dims=(16, 16, 16, 16)),
     stages=(0, 1),
-    image_sizes=((32, 40),),
+    image_sizes=((32, 36),),
     batch=2,
     widths=((16, 16, 16, 16),),
     map_size=(2, 3, 5),
