@@ -43,6 +43,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10,<3.13',
     packages=find_packages(include=['mmpoolformer', 'mmpoolformer.*']),
+    package_data={'mmpoolformer.ops': ['measured.json']},
     install_requires=['torch>=2.1'],
     # mmengine, mmcv and the toolboxes exist under two sets of distribution names with the
     # same import names; requiring one set would install it over the other.

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import json
+import os
 import platform
 import re
 import time
@@ -10,9 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('agg')
+os.environ['MPLBACKEND'] = 'agg'
 import matplotlib.pyplot as plt
 import torch
 from mmengine.config import Config

@@ -45,7 +45,7 @@ def retrained(model):
 
 
 TOP = [ROOT / name for name in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md')]
-PAGES = [*TOP, *sorted((ROOT / 'docs').rglob('*.md'))]
+PAGES = [*TOP, ROOT / 'dev' / 'gpu' / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 
 
 def anchors(page):

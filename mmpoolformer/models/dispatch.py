@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..ops import backend, measured
 from ..ops.backend import is_compiling
 from .arguments import check
 from .norms import is_over_channels, is_over_one_group, one_group_norm
@@ -62,12 +63,16 @@ def has_channels_last(tensor: Tensor) -> bool:
 
 def fusing_pays(x: Tensor, has_channels_last_caller: bool) -> bool:
     """Whether fused blocks are the faster ones for these images."""
+    if is_compiling():  # one compiled graph for all sizes (from torch 2.4 on)
+        return True
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    if backend.on_cuda(x):
+        return not backend.reads_measurements() or pixels >= measured.fused_pixels(x.device)
     if x.device.type != 'cpu' or torch.is_grad_enabled():
         return True
-    # One compiled graph for all sizes (from torch 2.4 on).
-    if is_compiling() or has_channels_last_caller or not x.is_contiguous():
+    if has_channels_last_caller or not x.is_contiguous():
         return True
-    return x.shape[0] * x.shape[2] * x.shape[3] >= FUSED_PIXELS
+    return pixels >= FUSED_PIXELS
 
 
 def channels_last_pays(x: Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -13,10 +14,10 @@ from torch.torch_version import TorchVersion
 
 from ..utils.errors import one_line
 
-# ``0`` leaves all kernels out.
+# ``0`` leaves all kernels out, ``all`` has every one run that passes its first use.
 SWITCH = 'MMPOOLFORMER_TRITON'
-# Operations whose kernels only run where their switch is ``1``: no GPU has run them under
-# compute-sanitizer yet, and a read or write outside of a tensor cannot be caught.
+# Operations whose kernels only run where their switch is ``1``, or where a GPU has run them under
+# compute-sanitizer: a read or write outside of a tensor cannot be caught.
 OPT_IN = {'channel_mlp': 'MMPOOLFORMER_TRITON_MLP'}
 # In public from torch 2.3 on.
 is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)
@@ -46,11 +47,25 @@ def on_cuda(x: Tensor) -> bool:
     return x.is_cuda
 
 
-def is_switched_on(name: str) -> bool:
-    """Whether the environment lets the kernels of an operation run."""
-    if os.environ.get(SWITCH, '1') == '0':
-        return False
-    return name not in OPT_IN or os.environ.get(OPT_IN[name]) == '1'
+def reads_measurements() -> bool:
+    """Whether the environment leaves it to what was measured on the device."""
+    return os.environ.get(SWITCH) not in ('0', 'all')
+
+
+def is_switched_on(name: str, measured: Callable[[], bool | None] = lambda: None) -> bool:
+    """Whether the kernels of an operation are to run.
+
+    Args:
+        name: The operation.
+        measured: Asked where the environment leaves it open: whether they pay, ``None`` if
+            that is not known.
+    """
+    if not reads_measurements():
+        return os.environ[SWITCH] == 'all'
+    if name in OPT_IN and os.environ.get(OPT_IN[name]) == '1':
+        return True
+    pays = measured()
+    return name not in OPT_IN if pays is None else pays
 
 
 def load() -> bool:

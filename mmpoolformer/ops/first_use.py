@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..utils.errors import one_line
-from . import backend
+from . import backend, measured
 
 # Of the map: larger than a tile of rows, and a multiple of none.
 SAMPLES, HEIGHT, WIDTH = 2, 9, 15
@@ -47,12 +47,14 @@ _causes: set[str] = set()
 def agrees(name: str, device: torch.device, types: tuple, *sizes: int) -> bool:
     """Whether an operation's kernels run on a device and compute what PyTorch computes.
 
+    Not where they were measured to be wrong or no faster (:mod:`~mmpoolformer.ops.measured`).
+
     Args:
         name: Key of :data:`TRIALS`.
         types: Types of its inputs, in their order, and further ones that it takes.
         sizes: Whatever else its kernels are compiled for.
     """
-    if not backend.is_switched_on(name):
+    if not backend.is_switched_on(name, lambda: measured.choice(name, device, types, sizes)):
         return False
     key = name, device, types, sizes
     if key not in _verdicts:

@@ -1,14 +1,27 @@
 """Without a GPU, Triton's interpreter runs the kernels on the CPU."""
 
-from types import SimpleNamespace
+import json
 
 import pytest
-import torch
+from gpu import interpreter
 from op_inputs import DEVICE
 
-from mmpoolformer.ops import backend, first_use
+from mmpoolformer.ops import backend, first_use, measured
 
-H100 = SimpleNamespace(major=9, shared_memory_per_block_optin=227 * 1024)
+
+@pytest.fixture(autouse=True)
+def write_table(tmp_path, monkeypatch):
+    """Put a table in the place of what was measured on GPUs; an empty one to begin with."""
+    monkeypatch.setattr(measured, 'TABLE', tmp_path / 'measured.json')
+
+    def write(content):
+        text = content if isinstance(content, str) else json.dumps(content)
+        measured.TABLE.write_text(text)
+        measured.forget()
+
+    write(dict(devices={}))
+    yield write
+    measured.forget()
 
 
 @pytest.fixture(scope='module')
@@ -22,9 +35,7 @@ def emulated(triton_ops, monkeypatch):
     """Let tensors on the CPU pass for those of a GPU, whose kernels Triton's interpreter runs."""
     if DEVICE == 'cuda':
         return
-    monkeypatch.setattr(backend, 'on_cuda', lambda x: True)
-    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: H100)
-    correct_bfloat16(monkeypatch)
+    interpreter.stand_in(monkeypatch.setattr)
 
 
 @pytest.fixture
@@ -36,30 +47,6 @@ def interpreted(emulated, monkeypatch):
 
     agrees._dynamo_marked_constant = True
     monkeypatch.setattr(first_use, 'agrees', agrees)
-
-
-def correct_bfloat16(monkeypatch):
-    """The interpreter multiplies the bits of bfloat16, and cuts digits off instead of rounding."""
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    dot, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
-
-    def rounding_cast(self, source, dtype):
-        if (source.dtype.scalar, dtype.scalar) == (tl.float32, tl.bfloat16):
-            rounded = torch.from_numpy(source.data).bfloat16().view(torch.uint16)
-            return TensorHandle(rounded.numpy(), tl.bfloat16)
-        return cast(self, source, dtype)
-
-    def widening_dot(self, a, b, *args):
-        a, b = (
-            cast(self, operand, tl.float32) if operand.dtype.scalar == tl.bfloat16 else operand
-            for operand in (a, b)
-        )
-        return dot(self, a, b, *args)
-
-    monkeypatch.setattr(InterpreterBuilder, 'cast_impl', rounding_cast)
-    monkeypatch.setattr(InterpreterBuilder, 'create_dot', widening_dot)
 
 
 @pytest.fixture

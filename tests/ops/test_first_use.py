@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gpu import interpreter
 from op_inputs import DEVICE, mix_inputs, mlp_inputs, needs_triton, relative_error
 
 from mmpoolformer.ops import channel_mlp, first_use, group_norm, pool_mix
@@ -17,8 +18,7 @@ def trial(emulated, monkeypatch):
     """No verdict so far, and a small map for the next one."""
     monkeypatch.setattr(first_use, '_verdicts', {})
     monkeypatch.setattr(first_use, '_causes', set())
-    monkeypatch.setattr(first_use, 'HEIGHT', 3)
-    monkeypatch.setattr(first_use, 'WIDTH', 5)
+    interpreter.try_small_maps(monkeypatch.setattr)
 
 
 def inputs_of(channels=16, dtype=torch.float32):
