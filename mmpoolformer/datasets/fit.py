@@ -56,7 +56,8 @@ def check_fit(cfg: Config) -> Iterator[Problem]:
     Yields:
         Errors; each names the two things that disagree, and the remedy.
     """
-    names: dict[str, tuple[str, ...]] = {}
+    found: list[tuple[str, tuple[str, ...]]] = []  # places in the config, and classes
+    files: dict[tuple, None] = {}  # annotation files with the classes that they are read for
     for split in SPLITS:
         for path, node in walk((cfg.get(f'{split}_dataloader') or {}).get('dataset')):
             if not is_leaf(node):
@@ -66,21 +67,31 @@ def check_fit(cfg: Config) -> Iterator[Problem]:
             classes = classes_of(node)
             if classes is None:
                 continue
-            names.setdefault(split, classes)
+            found.append(('.'.join(map(str, (split, *path))), classes))
             if has_coco_annotations(node):
-                yield from check_categories(annotation_file(node), classes)
+                files[annotation_file(node), classes] = None
+                evaluated = coco_files_of(cfg.get(f'{split}_evaluator'))
+                files.update(dict.fromkeys((file, classes) for file in evaluated))
             elif 'seg_map_path' in (node.get('data_prefix') or {}):
                 yield from check_labels(node, classes, where)
-    if 'train' not in names and 'test' not in names:
+    for file, classes in files:
+        yield from check_categories(file, classes)
+    yield from _check_alike(cfg.get('model') or {}, found)
+
+
+def _check_alike(model: dict, found: list[tuple[str, tuple[str, ...]]]) -> Iterator[Problem]:
+    """Compare the classes of all data sets with the first one's for training, else for testing."""
+    splits = [place.split('.')[0] for place, _ in found]
+    split = next((split for split in ('train', 'test') if split in splits), None)
+    if split is None or is_class_agnostic(model):
         return
-    split = 'train' if 'train' in names else 'test'
-    if is_class_agnostic(cfg.get('model') or {}):
-        return
-    for other, classes in names.items():
-        if classes != names[split]:
-            detail = f'{other} has {_some(classes)}; {split} has {_some(names[split])}. {REMEDY}'
-            yield Problem(ERROR, 'data sets of different classes', f'{other}_dataloader', detail)
-    yield from check_counts(cfg.get('model') or {}, names[split], split)
+    first, expected = found[splits.index(split)]
+    for place, classes in found:
+        if classes != expected:
+            detail = f'{place} has {_some(classes)}; {first} has {_some(expected)}. {REMEDY}'
+            key = place.replace('.', '_dataloader.', 1) if '.' in place else f'{place}_dataloader'
+            yield Problem(ERROR, 'data sets of different classes', key, detail)
+    yield from check_counts(model, expected, split)
 
 
 def _check_metainfo(node: dict, where: str) -> Iterator[Problem]:
@@ -100,6 +111,12 @@ def _check_metainfo(node: dict, where: str) -> Iterator[Problem]:
 def annotation_file(node: dict) -> Path:
     """The annotation file of a data set's config."""
     return Path(node.get('data_root') or '', node['ann_file'])
+
+
+def coco_files_of(evaluator: Any) -> list[Path]:
+    """The files that COCO's metrics read the true boxes from, where they do not take the data's."""
+    metrics = [node for _, node in walk(evaluator) if type_of(node) == 'CocoMetric']
+    return [Path(node['ann_file']) for node in metrics if isinstance(node.get('ann_file'), str)]
 
 
 def read_categories(path: Path) -> list[dict]:

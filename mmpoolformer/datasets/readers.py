@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from mmengine.registry import DATASETS
@@ -39,6 +40,8 @@ def classes_of(node: dict) -> tuple[str, ...] | None:
     classes = (node.get('metainfo') or {}).get('classes')
     if classes is None:
         classes = getattr(class_of(node), 'METAINFO', {}).get('classes')
+    if isinstance(classes, str) and Path(classes).is_file():  # mmengine takes a class from each line
+        classes = Path(classes).read_text().splitlines()
     return tuple(classes) if isinstance(classes, (list, tuple)) else None
 
 

@@ -1,6 +1,7 @@
 """A model that does not fit its data: one message before the first iteration."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -80,6 +81,56 @@ DETECTION_SLIPS = {
 def test_slips_of_detection(slip, digits_root, tmp_path, capsys):
     change, words = DETECTION_SLIPS[slip]
     for message in refusals(RETINANET, digits_root, tmp_path, capsys, change):
+        assert all(word in message for word in words), message
+
+
+def reorder(path):
+    coco = json.loads(path.read_text())
+    coco['categories'].reverse()
+    other = path.with_name('reordered.json')
+    other.write_text(json.dumps(coco))
+    return other
+
+
+def reorder_the_validation_file(cfg, file, tmp_path):
+    cfg.val_dataloader.dataset.ann_file = cfg.val_evaluator.ann_file = str(file)
+
+
+def reorder_what_the_metric_reads(cfg, file, tmp_path):
+    cfg.val_evaluator.ann_file = str(file)
+
+
+def take_classes_from_a_file(cfg, file, tmp_path):
+    (tmp_path / 'classes.txt').write_text('\n'.join(DIGITS[::-1]))
+    set_classes(cfg, str(tmp_path / 'classes.txt'))
+
+
+def join_two_orders(cfg, file, tmp_path):
+    first = cfg.train_dataloader.dataset
+    second = dict(first.to_dict(), ann_file=str(file), metainfo=dict(classes=DIGITS[::-1]))
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[first, second])
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (reorder_the_validation_file, ['reordered.json', 'the file has 9, 8', 'config 0, 1']),
+        (reorder_what_the_metric_reads, ['reordered.json', 'the file has 9, 8', 'config 0, 1']),
+        (take_classes_from_a_file, ['the file has 0, 1', 'the config 9, 8']),
+        (join_two_orders, ['train.datasets.1 has 9, 8', 'train.datasets.0 has 0, 1']),
+    ],
+)
+def test_two_orders_of_the_same_categories(change, words, digits_root, tmp_path, capsys):
+    """mmdet takes labels in each file's order, and trains on one and evaluates on another."""
+    shutil.copytree(digits_root, tmp_path / 'digits')
+    file = reorder(tmp_path / 'digits' / 'annotations' / 'instances_validation.json')
+    if change is join_two_orders:
+        file = reorder(tmp_path / 'digits' / 'annotations' / 'instances_training.json')
+
+    def slip(cfg):
+        change(cfg, file, tmp_path)
+
+    for message in refusals(RETINANET, tmp_path / 'digits', tmp_path, capsys, slip):
         assert all(word in message for word in words), message
 
 
