@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from helpers import CONFIGS, run_tool, tool_error
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from PIL import Image
 
-from mmpoolformer.datasets.fit import check_categories, read_categories
+from mmpoolformer.datasets import ERROR, WARNING
+from mmpoolformer.datasets.fit import check_categories, check_fit, read_categories
 
 RETINANET = CONFIGS / 'detection' / 'retinanet_poolformer-s12_fpn_digits.py'
 MASK_RCNN = CONFIGS / 'detection' / 'mask-rcnn_poolformer-s12_fpn_digits.py'
@@ -61,6 +63,10 @@ DETECTION_SLIPS = {
     'no comma': (
         lambda cfg: set_classes(cfg, 'disc'),
         ["classes='disc' is a text", "classes=('disc',)"],
+    ),
+    'classes that are numbers': (
+        lambda cfg: set_classes(cfg, tuple(range(10))),
+        ['classes=0, 1, 2', "are no texts: write ('0', '1', "],
     ),
     'metainfo and num_classes forgotten': (
         forget_metainfo,
@@ -193,6 +199,32 @@ def test_labels_that_count_from_one(own_labels, tmp_path, capsys):
         SEM_FPN, root, tmp_path, capsys, lambda cfg: use_four_classes(cfg, False)
     ):
         assert 'they count from 1' in message and 'reduce_zero_label=True' in message
+
+
+def test_label_maps_in_jpeg_are_refused(own_labels, tmp_path, capsys):
+    root = own_labels([0, 1, 2, 3])
+    for path in (root / 'annotations' / 'training').iterdir():
+        Image.open(path).save(path, 'JPEG')  # and with the suffix .png
+    for message in refusals(
+        SEM_FPN, root, tmp_path, capsys, lambda cfg: use_four_classes(cfg, False)
+    ):
+        assert 'label map stored as JPEG' in message and 'PNG' in message
+
+
+@pytest.mark.parametrize('left', [0, 1])
+def test_images_of_another_suffix_are_named(left, own_labels, tmp_path):
+    root = own_labels([0, 1, 2, 3])
+    for path in sorted((root / 'images' / 'training').iterdir())[left:]:
+        path.rename(path.with_suffix('.png'))
+    cfg = Config.fromfile(SEM_FPN)
+    use_four_classes(cfg, False)
+    cfg.train_dataloader.dataset.data_root = str(root)
+    del cfg['val_dataloader'], cfg['test_dataloader']
+    init_default_scope('mmseg')
+    (problem,) = check_fit(cfg)
+    assert problem.level == (WARNING if left else ERROR)
+    assert f'{4 - left} of 4 images do not end in .jpg' in problem.detail
+    assert "img_suffix='.png'" in problem.detail
 
 
 def test_metainfo_of_another_data_set(own_labels, tmp_path, capsys):
