@@ -18,6 +18,7 @@ from torch import nn
 
 from .archs import ARCHS
 from .models import MetaFormer, PoolFormer
+from .utils.errors import LaunchError
 
 TOOLBOXES = ('mmdet', 'mmseg')
 
@@ -100,8 +101,18 @@ def build_model(cfg: dict, toolbox: str) -> nn.Module:
 
 
 def custom_modules(cfg: Config) -> list[str]:
-    """The modules that a config names in ``custom_imports``, a new list."""
-    modules = (cfg.get('custom_imports') or {}).get('imports') or []
+    """The modules that a config names in ``custom_imports``, a new list.
+
+    Raises:
+        LaunchError: It is no dictionary with ``imports``.
+    """
+    given = cfg.get('custom_imports') or {}
+    if not isinstance(given, dict):
+        raise LaunchError(
+            f'custom_imports={given!r} is not what mmengine takes: write '
+            f'custom_imports=dict(imports={[given] if isinstance(given, str) else list(given)!r})'
+        )
+    modules = given.get('imports') or []
     return [modules] if isinstance(modules, str) else list(modules)
 
 
@@ -115,10 +126,12 @@ def import_custom_modules(cfg: Config, must_exist: bool = True) -> None:
 
     Raises:
         ImportError: A module cannot be imported.
+        LaunchError: See :func:`custom_modules`.
     """
-    if must_exist and cfg.get('custom_imports'):
+    names = custom_modules(cfg)
+    if must_exist and names:
         import_modules_from_strings(**cfg.custom_imports)
     elif not must_exist:
-        for name in custom_modules(cfg):
+        for name in names:
             with suppress(ImportError):
                 import_module(name)

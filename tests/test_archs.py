@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmpoolformer import METAFORMERS, Arch, MetaFormer
+from mmpoolformer import ARCHS, METAFORMERS, Arch, MetaFormer
 from mmpoolformer.archs import FIELDS, resolve_arch
 
 TINY = dict(layers=(1, 1, 1, 1), embed_dims=(32, 32, 64, 64))
@@ -16,6 +16,13 @@ def randomised(fields):
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.data = 0.05 * noise if parameter.ndim > 1 else 0.5 + 0.1 * noise
     return model
+
+
+@pytest.mark.parametrize(
+    'name, value', [('s12', 1e-5), ('s24', 1e-5), ('s36', 1e-6), ('m36', 1e-6), ('m48', 1e-6)]
+)
+def test_layer_scale_starts_as_in_the_paper(name, value):
+    assert ARCHS[name].layer_scale_init_value == value
 
 
 def test_every_field_is_checked():

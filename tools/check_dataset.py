@@ -38,7 +38,7 @@ def main():
     problems = list(check_config(cfg, args.workers, track))
     if args.out:
         lines = [f'{p.level}\t{p.kind}\t{p.where}\t{p.detail}\n' for p in problems]
-        args.out.write_text(''.join(lines))
+        args.out.write_text(''.join(lines), errors='backslashreplace')
     show_table(problems, args.out)
     if any(problem.level == ERROR for problem in problems):
         sys.exit(1)

@@ -24,7 +24,7 @@ from .fit import SPLITS, annotation_file, check_fit
 from .images import check_image
 from .label_maps import check_pair
 from .problems import ERROR, Problem
-from .readers import classes_of, has_coco_annotations, is_leaf, loads_masks
+from .readers import classes_of, has_coco_annotations, is_leaf, kept_ratio_scales, loads_masks
 
 
 def check_config(
@@ -68,7 +68,7 @@ def check_config(
 def check_dataset(node: dict, title: str, workers: int, progress: Callable) -> Iterator[Problem]:
     """Check one data set: COCO annotations, label maps, or anything that its class can load."""
     root = node.get('data_root') or ''
-    prefix = dict(node.get('data_prefix') or {})
+    prefix, scales = dict(node.get('data_prefix') or {}), kept_ratio_scales(node)
     if has_coco_annotations(node):
         path = annotation_file(node)
         problems, images = check_coco(
@@ -78,7 +78,7 @@ def check_dataset(node: dict, title: str, workers: int, progress: Callable) -> I
             with_masks=loads_masks(node),
         )
         yield from problems
-        jobs = [partial(check_image, name, size) for name, size in images]
+        jobs = [partial(check_image, name, size, scales) for name, size in images]
     else:
         try:
             dataset = DATASETS.build(dict(node, lazy_init=False))
@@ -90,7 +90,7 @@ def check_dataset(node: dict, title: str, workers: int, progress: Callable) -> I
             yield Problem(ERROR, 'empty data set', title, 'no image was found')
         if infos and infos[0].get('seg_map_path') and 'reduce_zero_label' in infos[0]:
             count = len(dataset.metainfo['classes'])
-            jobs = [partial(check_pair, info, count) for info in infos]
+            jobs = [partial(check_pair, info, count, scales) for info in infos]
         else:
             jobs = [partial(check_sample, dataset, i) for i in range(len(infos))]
     with ProcessPoolExecutor(workers) if workers else nullcontext() as pool:

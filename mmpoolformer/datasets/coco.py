@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..archs import is_integer, is_number
-from ..utils.errors import one_line
+from ..utils.errors import join, one_line
 from .problems import ERROR, WARNING, Problem
+from .readers import is_text
 
 
 def check_coco(
@@ -73,7 +74,7 @@ def _check_categories(categories: list, classes, where: str) -> tuple[list[Probl
     problems += _duplicates(categories, 'category', where)
     missing = [name for name in classes or () if name not in names.values()]
     if missing:
-        detail = f'not among its categories: {", ".join(missing[:5])}'
+        detail = f'not among its categories: {join(missing[:5])}'
         problems.append(Problem(ERROR, 'classes of the config', where, detail))
     used = {i for i, name in names.items() if classes is None or name in classes}
     return problems, used
@@ -88,7 +89,7 @@ def _check_images(entries: list, where: str) -> tuple[list[Problem], dict]:
         name = fields.get('file_name')
         if not is_integer(fields.get('id')):
             problems.append(Problem(ERROR, 'broken image entry', here, 'no integer id'))
-        elif not isinstance(name, str) or not name or '\0' in name:
+        elif not isinstance(name, str) or not name or '\0' in name or not is_text(name):
             problems.append(Problem(ERROR, 'broken image entry', here, f'file_name {name!r}'))
         elif os.path.isabs(name) or '..' in Path(name).parts:
             detail = f'file_name {name!r} leads out of the image folder'
@@ -141,7 +142,9 @@ def _check_annotation(
         detail = f'bbox {box} in {image["width"]}×{image["height"]}'
         problems.append(Problem(WARNING, 'box over the edge of the image', here, detail))
     if with_masks:
-        problems += _check_mask(fields.get('segmentation'), image, here)
+        masks = _check_mask(fields.get('segmentation'), image, here)
+        # Those of crowds are not trained.
+        problems += [p for p in masks if not fields.get('iscrowd') or p != _no_pixels(here)]
     return problems, not any(problem.level == ERROR for problem in problems)
 
 
@@ -156,7 +159,7 @@ def _check_mask(mask: Any, image: dict, here: str) -> list[Problem]:
             return [Problem(WARNING, 'mask without area, ignored', here, detail)]
         if any(abs(number) > 1e6 for polygon in mask for number in polygon):
             return [Problem(ERROR, 'broken mask', here, 'coordinates over a million')]
-        return []
+        return [] if _covers_pixels(mask, image) else [_no_pixels(here)]
     size, counts = (mask.get(k) if isinstance(mask, dict) else None for k in ('size', 'counts'))
     if size != [image['height'], image['width']]:
         detail = f'size {size}, image {[image["height"], image["width"]]} (height, width)'
@@ -165,13 +168,32 @@ def _check_mask(mask: Any, image: dict, here: str) -> list[Problem]:
         good = all(is_integer(count) and count >= 0 for count in counts)
         if not good or sum(counts) != size[0] * size[1]:
             return [Problem(ERROR, 'broken mask', here, 'its runs do not add up to the image')]
-        return []
+        return [] if any(counts[1::2]) else [_no_pixels(here)]
     if not isinstance(counts, str):
         return [Problem(ERROR, 'broken mask', here, 'no counts')]
     runs = _decode_runs(counts)
     if runs is None or min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
         return [Problem(ERROR, 'broken mask', here, 'its runs do not add up to the image')]
-    return []
+    return [] if any(runs[1::2]) else [_no_pixels(here)]
+
+
+def _no_pixels(here: str) -> Problem:
+    detail = 'its box would be trained with an empty mask: mend or remove the annotation'
+    return Problem(ERROR, 'mask without pixels', here, detail)
+
+
+def _covers_pixels(polygons: list[list], image: dict) -> bool:
+    """Whether mmdet, which leaves COCO's tools to it, finds a pixel inside of the polygons."""
+    from pycocotools import mask as masks  # there with mmdet
+
+    outlines = [p for p in polygons if len(p) >= 6 and len(p) % 2 == 0]
+    xs, ys = ([v for p in outlines for v in p[axis::2]] for axis in (0, 1))
+    width, height = image['width'], image['height']
+    if max(xs) < 0 or max(ys) < 0 or min(xs) > width or min(ys) > height:
+        return False
+    if width * height >= 2**31:
+        return True  # too large for COCO's tools
+    return masks.area(masks.merge(masks.frPyObjects(outlines, height, width))) > 0
 
 
 def _decode_runs(text: str) -> list[int] | None:

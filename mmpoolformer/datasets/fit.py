@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from ..utils.config_tree import type_of, walk
-from .label_maps import labels_in
+from .images import SUFFIXES
+from .label_maps import LOSSY, LOSSY_REMEDY, is_jpeg, labels_in
 from .problems import ERROR, WARNING, Problem
 from .readers import classes_of, has_coco_annotations, is_leaf
 
@@ -31,6 +33,7 @@ OTHER_COUNTS = (
     'language_model', 'data_preprocessor', 'train_cfg', 'test_cfg', 'panoptic_fusion_head',
 )  # fmt: skip
 OTHER_HEADS = ('STDCHead',)  # which tells boundaries from the rest
+ALL_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 LABEL_MAPS = 64  # that are looked into for the values that occur
 THINGS, STUFF = 'num_things_classes', 'num_stuff_classes'
 
@@ -56,7 +59,8 @@ def check_fit(cfg: Config) -> Iterator[Problem]:
     Yields:
         Errors; each names the two things that disagree, and the remedy.
     """
-    names: dict[str, tuple[str, ...]] = {}
+    found: list[tuple[str, tuple[str, ...]]] = []  # places in the config, and classes
+    files: dict[tuple, None] = {}  # annotation files with the classes that they are read for
     for split in SPLITS:
         for path, node in walk((cfg.get(f'{split}_dataloader') or {}).get('dataset')):
             if not is_leaf(node):
@@ -66,21 +70,31 @@ def check_fit(cfg: Config) -> Iterator[Problem]:
             classes = classes_of(node)
             if classes is None:
                 continue
-            names.setdefault(split, classes)
+            found.append(('.'.join(map(str, (split, *path))), classes))
             if has_coco_annotations(node):
-                yield from check_categories(annotation_file(node), classes)
+                files[annotation_file(node), classes] = None
+                evaluated = coco_files_of(cfg.get(f'{split}_evaluator'))
+                files.update(dict.fromkeys((file, classes) for file in evaluated))
             elif 'seg_map_path' in (node.get('data_prefix') or {}):
                 yield from check_labels(node, classes, where)
-    if 'train' not in names and 'test' not in names:
+    for file, classes in files:
+        yield from check_categories(file, classes)
+    yield from _check_alike(cfg.get('model') or {}, found)
+
+
+def _check_alike(model: dict, found: list[tuple[str, tuple[str, ...]]]) -> Iterator[Problem]:
+    """Compare the classes of all data sets with the first one's for training, else for testing."""
+    splits = [place.split('.')[0] for place, _ in found]
+    split = next((split for split in ('train', 'test') if split in splits), None)
+    if split is None or is_class_agnostic(model):
         return
-    split = 'train' if 'train' in names else 'test'
-    if is_class_agnostic(cfg.get('model') or {}):
-        return
-    for other, classes in names.items():
-        if classes != names[split]:
-            detail = f'{other} has {_some(classes)}; {split} has {_some(names[split])}. {REMEDY}'
-            yield Problem(ERROR, 'data sets of different classes', f'{other}_dataloader', detail)
-    yield from check_counts(cfg.get('model') or {}, names[split], split)
+    first, expected = found[splits.index(split)]
+    for place, classes in found:
+        if classes != expected:
+            detail = f'{place} has {_some(classes)}; {first} has {_some(expected)}. {REMEDY}'
+            key = place.replace('.', '_dataloader.', 1) if '.' in place else f'{place}_dataloader'
+            yield Problem(ERROR, 'data sets of different classes', key, detail)
+    yield from check_counts(model, expected, split)
 
 
 def _check_metainfo(node: dict, where: str) -> Iterator[Problem]:
@@ -92,6 +106,10 @@ def _check_metainfo(node: dict, where: str) -> Iterator[Problem]:
             f'For one class write a tuple, with its comma: classes=({classes!r},)'
         )
         yield Problem(ERROR, 'classes that are no list', f'{where}.metainfo', detail)
+    if isinstance(classes, (list, tuple)) and not all(isinstance(n, str) for n in classes):
+        texts = tuple(map(str, classes))
+        detail = f'classes={_some(classes)} are no texts: write {texts[:6]!r}'
+        yield Problem(ERROR, 'classes that are no names', f'{where}.metainfo', detail)
 
 
 # Categories --------------------------------------------------------------------------------
@@ -100,6 +118,12 @@ def _check_metainfo(node: dict, where: str) -> Iterator[Problem]:
 def annotation_file(node: dict) -> Path:
     """The annotation file of a data set's config."""
     return Path(node.get('data_root') or '', node['ann_file'])
+
+
+def coco_files_of(evaluator: Any) -> list[Path]:
+    """The files that COCO's metrics read the true boxes from, where they do not take the data's."""
+    metrics = [node for _, node in walk(evaluator) if type_of(node) == 'CocoMetric']
+    return [Path(node['ann_file']) for node in metrics if isinstance(node.get('ann_file'), str)]
 
 
 def read_categories(path: Path) -> list[dict]:
@@ -127,7 +151,7 @@ def check_categories(path: Path, classes: tuple[str, ...]) -> Iterator[Problem]:
     mmdet takes labels in the order of the file, whatever the order of the classes.
     """
     try:
-        names = [str(category['name']) for category in read_categories(path)]
+        names = [category['name'] for category in read_categories(path)]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return  # what is wrong with the file itself is said elsewhere
     missing = [name for name in classes if name not in names]
@@ -150,6 +174,31 @@ def check_categories(path: Path, classes: tuple[str, ...]) -> Iterator[Problem]:
 # Label maps --------------------------------------------------------------------------------
 
 
+def check_suffix(dataset: Any, where: str) -> Iterator[Problem]:
+    """Name the images that mmseg passes over because of their suffix, which is ``.jpg`` at first.
+
+    Args:
+        dataset: A data set of mmseg, loaded.
+        where: Its place in the config.
+    """
+    if dataset.ann_file:
+        return
+    files = Path(dataset.data_prefix['img_path']).rglob('*')
+    names = [path.name for path in files if path.suffix.lower() in ALL_SUFFIXES]
+    passed_over = [name for name in names if not name.endswith(dataset.img_suffix)]
+    if not passed_over:
+        return
+    counts = Counter(Path(name).suffix for name in passed_over)
+    suffix, _ = counts.most_common(1)[0]
+    detail = (
+        f'{len(passed_over)} of {len(names)} images do not end in {dataset.img_suffix} and are '
+        f'passed over, such as {passed_over[0]!a}. Set img_suffix={suffix!r} in every data set '
+        'that has such images'
+    )
+    level = WARNING if len(dataset) else ERROR
+    yield Problem(level, 'images of another suffix', f'{where}.img_suffix', detail)
+
+
 def check_labels(node: dict, classes: tuple[str, ...], where: str) -> Iterator[Problem]:
     """Compare the values in some label maps with the classes, as ``reduce_zero_label`` shifts them.
 
@@ -160,12 +209,16 @@ def check_labels(node: dict, classes: tuple[str, ...], where: str) -> Iterator[P
     """
     try:
         dataset = DATASETS.build(dict(node, pipeline=[], lazy_init=False))
+        yield from check_suffix(dataset, where)
         count = min(len(dataset), LABEL_MAPS)
         infos = [dataset.get_data_info(i * len(dataset) // count) for i in range(count)]
+        lossy = [path for path in (info['seg_map_path'] for info in infos) if is_jpeg(path)]
         found = set().union(*(labels_in(info['seg_map_path']) for info in infos))
         shifts = infos[0]['reduce_zero_label'] if infos else False
     except Exception:  # of whatever kind: what is wrong with a file itself is said elsewhere
         return
+    if lossy:
+        yield Problem(ERROR, LOSSY, where, f'{lossy[0]}: {LOSSY_REMEDY}')
     last, where = len(classes), f'{where}.reduce_zero_label'
     if shifts and 0 in found and last not in found:
         sure = found >= set(range(last))

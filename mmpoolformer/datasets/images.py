@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import mmcv
@@ -28,12 +29,17 @@ CONVERTED = {
 }
 
 
-def check_image(path: str | Path, size: tuple[int, int] | None = None) -> list[Problem]:
+def check_image(
+    path: str | Path,
+    size: tuple[int, int] | None = None,
+    scales: Sequence[tuple[float, float]] = (),
+) -> list[Problem]:
     """Check that an image decodes completely, and to the size that annotations are for.
 
     Args:
         path: The file.
         size: Width and height that it should have after EXIF rotation, which mmcv applies.
+        scales: What it is resized into with its ratio kept, as longer and shorter side.
     """
     path = Path(path)
     where = str(path)
@@ -69,10 +75,19 @@ def check_image(path: str | Path, size: tuple[int, int] | None = None) -> list[P
     if width * height > MANY_PIXELS:
         detail = f'{width}×{height}: {3 * width * height / 1e9:.1f} GB when decoded'
         found.append(Problem(WARNING, 'very large image', where, detail))
-    if min(width, height) < 2:
+    thin = [scale for scale in scales if _vanishes(width, height, scale)]
+    if thin:
+        detail = f'{width}×{height}: its short side vanishes when it is resized into {thin[0]}'
+        found.append(Problem(ERROR, 'image too thin', where, f'{detail}; crop or remove it'))
+    elif min(width, height) < 2:
         detail = f'{width}×{height}: resized to a strip or a single colour'
         found.append(Problem(WARNING, 'very small image', where, detail))
     return found
+
+
+def _vanishes(width: int, height: int, scale: tuple[float, float]) -> bool:
+    factor = min(scale[0] / max(width, height), scale[1] / min(width, height))
+    return int(min(width, height) * factor + 0.5) < 1  # as mmcv rounds
 
 
 def _decode_fully(content: bytes) -> tuple[str, str, bool]:

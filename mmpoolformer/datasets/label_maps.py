@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import mmcv
 import numpy as np
 
-from ..utils.errors import one_line
+from ..utils.errors import DataError, one_line
 from .images import check_image, decoded_shape
 from .problems import ERROR, WARNING, Problem
 
 
-def check_pair(info: dict, num_classes: int) -> list[Problem]:
+def check_pair(
+    info: dict, num_classes: int, scales: Sequence[tuple[float, float]] = ()
+) -> list[Problem]:
     """Check an image and the label map that belongs to it, as mmseg lists them."""
     path = info['seg_map_path']
-    problems = check_image(info['img_path'])
+    problems = check_image(info['img_path'], scales=scales)
     try:
         content = Path(path).read_bytes()
         labels = mmcv.imfrombytes(content, flag='unchanged', backend='pillow') if content else None
@@ -23,6 +26,8 @@ def check_pair(info: dict, num_classes: int) -> list[Problem]:
         return [*problems, Problem(ERROR, 'label map cannot be read', path, one_line(error))]
     if labels is None:
         return [*problems, Problem(ERROR, 'label map cannot be read', path, 'no image in it')]
+    if is_jpeg(path):
+        return [*problems, Problem(ERROR, LOSSY, path, LOSSY_REMEDY)]
     if labels.squeeze().ndim != 2:
         detail = f'shape {labels.shape}; it needs one channel of class numbers'
         return [*problems, Problem(ERROR, 'label map in colour', path, detail)]
@@ -33,6 +38,48 @@ def check_pair(info: dict, num_classes: int) -> list[Problem]:
             problems.append(Problem(ERROR, 'label map of another size', path, detail))
     problems += _check_labels(labels, info, num_classes, path)
     return problems
+
+
+class LabelsFit:
+    """A transform behind the one that loads label maps: those that do not fit are errors.
+
+    A cropped map of another size than its image looks as if it belonged to it, and a label beyond
+    the classes ends a training inside of its loss, or is not counted in a validation.
+
+    Args:
+        num_classes: Classes of the data set, which are labels from 0.
+        ignored: The label that stands for none.
+    """
+
+    def __init__(self, num_classes: int, ignored: int):
+        self.num_classes, self.ignored = num_classes, ignored
+
+    def __call__(self, results: dict) -> dict:
+        labels, size = results.get('gt_seg_map'), tuple(results['ori_shape'][:2])
+        if labels is None:
+            return results
+        path = results.get('seg_map_path')
+        if labels.shape != size:
+            raise DataError(
+                f'label map {path} has shape {labels.shape}, its image {size} (height, width)'
+            )
+        beyond = labels[(labels >= self.num_classes) & (labels != self.ignored)]
+        if beyond.size:
+            raise DataError(
+                f'label map {path} has label {beyond.max()} as read; the {self.num_classes} '
+                f'classes are 0 to {self.num_classes - 1}, {self.ignored} is ignored'
+            )
+        return results
+
+
+LOSSY = 'label map stored as JPEG'
+LOSSY_REMEDY = 'JPEG changes values, and with them classes; store label maps as PNG'
+
+
+def is_jpeg(path: str | Path) -> bool:
+    """Whether a file is one of JPEG, whatever its name says."""
+    with open(path, 'rb') as file:
+        return file.read(3) == b'\xff\xd8\xff'
 
 
 def labels_in(path: str) -> set[int]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from mmengine.registry import DATASETS
 
-from ..utils.config_tree import walk
+from ..utils.config_tree import type_of, walk
 
 
 def is_leaf(node: dict) -> bool:
@@ -39,7 +40,29 @@ def classes_of(node: dict) -> tuple[str, ...] | None:
     classes = (node.get('metainfo') or {}).get('classes')
     if classes is None:
         classes = getattr(class_of(node), 'METAINFO', {}).get('classes')
+    if (
+        isinstance(classes, str) and Path(classes).is_file()
+    ):  # mmengine takes a class from each line
+        classes = Path(classes).read_text().splitlines()
     return tuple(classes) if isinstance(classes, (list, tuple)) else None
+
+
+def kept_ratio_scales(node: dict) -> list[tuple[float, float]]:
+    """Longer and shorter side that a data set's pipeline resizes images into, ratio kept."""
+    scales = []
+    for _, transform in walk(node.get('pipeline')):
+        given = transform.get('scales') or transform.get('scale')
+        if 'Resize' not in type_of(transform) or not transform.get('keep_ratio') or not given:
+            continue
+        least = min(transform.get('ratio_range') or [1])
+        for scale in given if isinstance(given[0], (list, tuple)) else [given]:
+            scales.append((least * max(scale), least * min(scale)))
+    return scales
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written and printed: bytes that are no UTF-8 stand as surrogates."""
+    return not any('\ud800' <= character <= '\udfff' for character in name)
 
 
 def loads_masks(node: dict) -> bool:

@@ -14,11 +14,12 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ..checkpoints import CheckpointError
+from ..checkpoints.sources import read_checkpoint
 from ..utils.errors import LaunchError, one_line
 from ..utils.files import replace_file, replacing
 from .console import quieten_console
 from .hooks import name_errors
-from .signals import WorkerSignals
+from .signals import WorkerSignals, interrupted_afterwards
 
 POINTER = 'last_checkpoint'  # mmengine's file with the path of the newest checkpoint
 CHECKPOINT_NAMES = re.compile(r'(epoch|iter)_(\d+)\.pth')
@@ -58,10 +59,13 @@ def newest_intact_checkpoint(work_dir: Path) -> tuple[Path | None, list[Path]]:
 
 
 def find_checkpoints(work_dir: Path) -> list[Path]:
-    """The checkpoints to resume from, the best choice first: the pointer's, then by age."""
+    """The checkpoints to resume from, best first: the pointer's, then by iteration.
+
+    Not by age, which copies lose.
+    """
     found = [path for path in work_dir.glob('*.pth') if CHECKPOINT_NAMES.fullmatch(path.name)]
-    number = {path: int(CHECKPOINT_NAMES.fullmatch(path.name)[2]) for path in found}
-    found.sort(key=lambda path: (path.stat().st_mtime, number[path]), reverse=True)
+    kinds = {CHECKPOINT_NAMES.fullmatch(path.name)[1] for path in found}
+    found.sort(key=_number if len(kinds) < 2 else _iteration, reverse=True)
     pointer = work_dir / POINTER
     if pointer.is_file():
         named = Path(pointer.read_text(errors='replace').strip())
@@ -69,6 +73,21 @@ def find_checkpoints(work_dir: Path) -> list[Path]:
             if named.name and _exists(path):
                 return [path, *(other for other in found if other.name != path.name)]
     return found
+
+
+def _number(path: Path) -> int:
+    return int(CHECKPOINT_NAMES.fullmatch(path.name)[2])
+
+
+def _iteration(path: Path) -> int:
+    """Where training stood; SIGTERM saves by iteration in the middle of an epoch."""
+    if path.name.startswith('iter'):
+        return _number(path)
+    try:
+        checkpoint = read_checkpoint(str(path))
+        return int(checkpoint['meta']['iter'])
+    except Exception:  # a broken one
+        return -1
 
 
 def _exists(path: Path) -> bool:
@@ -113,7 +132,7 @@ class ResumableRunner(Runner):
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
             return
         try:
-            with replacing(folder / filename) as partial:
+            with interrupted_afterwards(), replacing(folder / filename) as partial:
                 super().save_checkpoint(out_dir, partial.name, *args, **kwargs)
         except OSError as error:
             left = [str(path) for path in find_checkpoints(Path(self.work_dir))[:1]]

@@ -17,6 +17,7 @@ VARIABLES = {
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
     'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
 }
+LOST = ('Connection closed by peer', 'Connection reset by peer', 'gloo/transport')
 DEFAULT_PORT = '29500'  # mmengine's
 
 
@@ -34,6 +35,21 @@ def check_launcher(launcher: str) -> None:
         )
     if launcher == 'mpi' and 'MASTER_ADDR' not in os.environ:
         raise LaunchError('--launcher mpi: export MASTER_ADDR, the host name of the first process')
+
+
+def is_first(launcher: str) -> bool:
+    """Whether this is the process that writes, before the processes know each other."""
+    return launcher == 'none' or os.environ[VARIABLES[launcher][0]] == '0'
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether an error says that another process is not there any more, for gloo and NCCL."""
+    kinds = tuple(
+        getattr(torch.distributed, name)
+        for name in ('DistBackendError', 'DistNetworkError')
+        if hasattr(torch.distributed, name)
+    )
+    return isinstance(error, kinds) or any(word in str(error) for word in LOST)
 
 
 def prepare_cpu(cfg: Config) -> None:

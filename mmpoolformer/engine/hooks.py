@@ -8,8 +8,9 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from ..datasets.label_maps import LabelsFit
 from ..utils.errors import DataError, LaunchError, one_line
-from .resumed import check_resumed
+from .resumed import check_resumed, check_same_model
 
 
 class NamingPipeline:
@@ -38,7 +39,22 @@ def name_errors(dataset) -> None:
             name_errors(inner)
     is_basic = not hasattr(dataset, 'dataset') and hasattr(dataset, 'pipeline')
     if is_basic and not isinstance(dataset.pipeline, NamingPipeline):
+        if hasattr(dataset, 'reduce_zero_label'):
+            _watch_label_maps(dataset)
         dataset.pipeline = NamingPipeline(dataset.pipeline)
+
+
+def _watch_label_maps(dataset) -> None:
+    """Look at each label map of mmseg behind the transform that loads it."""
+    transforms = getattr(dataset.pipeline, 'transforms', None)
+    classes = dataset.metainfo.get('classes')
+    if transforms is None or not classes:
+        return
+    for position, transform in enumerate(transforms):
+        if type(transform).__name__ == 'LoadAnnotations':
+            fit = LabelsFit(len(classes), getattr(dataset, 'ignore_index', 255))
+            transforms.insert(position + 1, fit)
+            return
 
 
 class CheckLoadedWeights(Hook):
@@ -58,9 +74,13 @@ class CheckLoadedWeights(Hook):
         if not fitting:
             keys = ', '.join(map(str, list(weights)[:5]))
             raise LaunchError(f'no tensor of the checkpoint fits the model; its keys: {keys}, …')
-        for key, value in fitting.items():
-            if torch.is_tensor(value) and value.is_floating_point() and not value.isfinite().all():
-                raise LaunchError(f'the checkpoint holds NaN or Inf in {key}')
+        averaged = checkpoint.get('ema_state_dict')  # with EMAHook the one has the other's
+        for weights in (fitting, averaged if isinstance(averaged, dict) else {}):
+            for key, value in weights.items():
+                if torch.is_tensor(value) and value.is_floating_point() and _is_bad(value):
+                    raise LaunchError(f'the checkpoint holds NaN or Inf in {key}')
+        if getattr(runner, '_resume', False) and isinstance(runner, Runner):
+            check_same_model(fitting, runner.model)
 
 
 class CheckLoss(Hook):

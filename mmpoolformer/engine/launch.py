@@ -28,7 +28,7 @@ from ..archs import METAFORMERS
 from ..checkpoints import CheckpointError, local_path, register_loaders
 from ..registry import BACKBONES, import_custom_modules
 from ..utils.config_tree import find, type_of, walk
-from ..utils.errors import DataError, LaunchError, join, last_line
+from ..utils.errors import DataError, LaunchError, first_line, join, last_line
 from ..utils.files import replace_file
 from ..utils.memory import keep_freed_memory, reuse_freed_memory
 from .checkpointing import (
@@ -49,8 +49,9 @@ from .checks import (
     check_work_dir,
 )
 from .curves import leave_curves
-from .distributed import check_launcher, prepare_cpu
+from .distributed import check_launcher, is_first, is_lost_connection, prepare_cpu
 from .hooks import CheckLoadedWeights, CheckLoss
+from .lock import lock_work_dir
 from .resumed import check_meta
 from .resuming import ResumeHook
 from .signals import Terminated
@@ -63,6 +64,8 @@ def run(main: Callable[[], None]) -> None:
 
     A run that SIGTERM ended has the exit code that shells give it, 143.
     """
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='backslashreplace')  # for names that are no text
     try:
         main()
     except Terminated as stop:
@@ -242,8 +245,10 @@ def build_runner(cfg: Config, phase: str) -> Runner:
     check_work_dir(Path(cfg.work_dir))
     if cfg.launcher != 'none':
         check_launcher(cfg.launcher)
-        if not torch.cuda.is_available():
-            prepare_cpu(cfg)
+    writes = phase == 'train' and is_first(cfg.launcher)
+    lock = lock_work_dir(Path(cfg.work_dir)) if writes else None
+    if cfg.launcher != 'none' and not torch.cuda.is_available():
+        prepare_cpu(cfg)
     runner_type = cfg.get('runner_type', 'Runner')
     runner_class = ResumableRunner if runner_type == 'Runner' else RUNNERS.get(runner_type)
     if runner_class is None:
@@ -254,6 +259,7 @@ def build_runner(cfg: Config, phase: str) -> Runner:
     except (KeyError, TypeError, ValueError, ImportError) as error:
         message = error.args[0] if error.args else error
         raise LaunchError(f'the config cannot be built: {message}') from error
+    runner.lock = lock
     for hook in (CheckLoadedWeights(), CheckLoss(), ResumeHook()):
         runner.register_hook(hook)
     return runner
@@ -270,14 +276,35 @@ def train(runner: Runner) -> None:
     try:
         runner.train()
     except (DataError, FileNotFoundError) as error:
+        _check_work_dir_is_there(runner, error)
         last, _ = newest_intact_checkpoint(Path(runner.work_dir))
         left = f'go on with --resume from {last}' if last else 'there is no checkpoint yet'
         raise LaunchError(
             f'stopped at iteration {runner.iter + 1}: {last_line(error)}. Mend it '
             f'(tools/check_dataset.py finds all of its kind), then {left}'
         ) from error
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        raise LaunchError(
+            f'another process of this run ended, at iteration {runner.iter + 1}: '
+            f'{first_line(error)}. Its own output says why; go on with --resume'
+        ) from error
     finally:  # of a run that was stopped, too
         leave_curves(Path(runner.work_dir), runner.logger)
+        if runner.lock is not None:
+            runner.lock.close()
+
+
+def _check_work_dir_is_there(runner: Runner, error: Exception) -> None:
+    work_dir = Path(runner.work_dir)
+    missing = Path(getattr(error, 'filename', None) or '')
+    if not work_dir.is_dir() or work_dir in missing.absolute().parents:
+        raise LaunchError(
+            f'stopped at iteration {runner.iter + 1}: {missing} is not there any more. The work '
+            f'dir {work_dir} was removed or moved while the run wrote to it: put it back and go '
+            'on with --resume, or start anew'
+        ) from error
 
 
 def test(runner: Runner) -> dict:

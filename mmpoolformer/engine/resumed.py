@@ -15,7 +15,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..archs import is_integer, is_number
 from ..utils.errors import LaunchError, join
@@ -30,6 +30,9 @@ IMPLEMENTATION = (
     'fused', 'foreach', 'capturable', 'differentiable', 'maximize', 'amsgrad', 'nesterov',
     'decoupled_weight_decay',
 )  # fmt: skip
+# Options by which the kind of an optimizer shows, in PyTorch's.
+KINDS = ('betas', 'eps', 'momentum', 'dampening', 'alpha', 'rho', 'lr_decay', 'lambd', 'etas')
+FROM_WEIGHTS = 'To start from its weights alone: --cfg-options load_from=FILE, without --resume'
 # States that have the shape of their parameter, in PyTorch's optimizers: some read them unchecked.
 SHAPED = frozenset((
     'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer', 'sum', 'square_avg', 'grad_avg',
@@ -66,10 +69,10 @@ def check_resumed(checkpoint: Any, runner: Runner) -> None:
     for key in ('meta', 'state_dict', 'message_hub'):
         if not isinstance(checkpoint.get(key), dict):
             raise LaunchError(
-                f'it has no {key}, so it is not the checkpoint of a training. To start from its '
-                'weights: --cfg-options load_from=FILE, without --resume'
+                f'it has no {key}, so it is not the checkpoint of a training. {FROM_WEIGHTS}'
             )
     check_meta(checkpoint['meta'])
+    _check_progress(checkpoint['meta'], runner)
     _check_hub(checkpoint['message_hub'])
     for key in ('state_dict', 'ema_state_dict'):
         if not all(isinstance(name, str) for name in checkpoint.get(key) or {}):
@@ -81,10 +84,51 @@ def check_resumed(checkpoint: Any, runner: Runner) -> None:
         raise LaunchError('its random_states are no list with one of each process')
     for state in states:
         check_random_state(state)
+    if isinstance(runner, Runner):  # a FlexibleRunner's strategy has other names for them
+        needed = ['optimizer'] + ['param_schedulers'] * bool(runner.param_schedulers)
+        for key in needed:
+            if key not in checkpoint:
+                raise LaunchError(f'it has no {key}, which would start anew. {FROM_WEIGHTS}')
     if 'optimizer' in checkpoint:
         _check_wrapper(checkpoint['optimizer'], runner.optim_wrapper)
     if runner.param_schedulers and 'param_schedulers' in checkpoint:
         _check_schedulers(checkpoint['param_schedulers'], runner.param_schedulers)
+
+
+def check_same_model(weights: dict, model: nn.Module) -> None:
+    """Refuse weights of another model, of which mmengine would load what fits.
+
+    Args:
+        weights: The state dict, by names of the model with or without ``module.``.
+        model: The model of the run that resumes.
+
+    Raises:
+        LaunchError: Names the first tensor that is missing or of another shape.
+    """
+    found = {key.removeprefix('module.'): value for key, value in weights.items()}
+    for name, own in model.state_dict().items():
+        name = name.removeprefix('module.')
+        shape = getattr(found.get(name), 'shape', None)
+        if name.endswith('num_batches_tracked') and shape is None:
+            continue
+        if shape != own.shape:
+            has = f'no {name}' if shape is None else f'{name} of shape {tuple(shape)}'
+            raise LaunchError(
+                f'it has {has}, where the model of the config has {tuple(own.shape)}: it is of '
+                f'another model. {FROM_WEIGHTS}'
+            )
+
+
+def _check_progress(meta: dict, runner: Runner) -> None:
+    """A run that is beyond its end would end at once, untrained and without a word."""
+    loop = runner.train_loop
+    key = 'iter' if hasattr(loop, 'dataloader_iterator') else 'epoch'
+    last = getattr(loop, f'max_{key}s')
+    if meta[key] > last:
+        raise LaunchError(
+            f'its meta.{key} is {meta[key]}, and the config trains up to {last}. To train on, set '
+            f'train_cfg.max_{key}s higher. {FROM_WEIGHTS}'
+        )
 
 
 def _own_containers(node: Any) -> Any:
@@ -180,6 +224,12 @@ def _check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
             raise LaunchError(
                 f'its optimizer has a group of {len(group["params"])} parameters, '
                 f"the config's has {len(own['params'])}"
+            )
+        foreign = [key for key in KINDS if key in group and key not in own]
+        if foreign:
+            raise LaunchError(
+                f'its optimizer has {join(foreign)}, which {type(_inner(optimizer)).__name__} of '
+                f'the config has not: it is of another kind. {FROM_WEIGHTS}'
             )
         group.update({key: own[key] for key in IMPLEMENTATION if key in own})
         _check_options(group, own)

@@ -9,9 +9,12 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..ops import channel_mlp, channel_mlp_covers, pool_mix
-from .layers import Mlp, is_exact_gelu, scale_parameter, scaled
+from .layers import Mlp, is_exact_gelu, is_watched, scale_parameter, scaled
 from .norms import is_foldable, is_over_one_group, one_group_norm
 from .token_mixers import Pooling
+
+# What folding takes out of the state dict.
+FOLDED = ('layer_scale_2', 'norm2.weight', 'norm2.bias')
 
 
 class MetaFormerBlock(BaseModule):
@@ -113,7 +116,8 @@ class MetaFormerBlock(BaseModule):
         scale = self.layer_scale_2[:, None, None]
         if sample_scale is not None:
             scale = scale * sample_scale[:, None, None, None]
-        if torch.is_grad_enabled() or branch.dtype != x.dtype:
+        kept = is_watched(self.mlp, self.mlp.fc2, self.mlp.drop)
+        if torch.is_grad_enabled() or branch.dtype != x.dtype or kept:
             return torch.addcmul(x, scale, branch)
         return branch.mul_(scale).add_(x)
 
@@ -135,11 +139,51 @@ class MetaFormerBlock(BaseModule):
 
     # Folding.
 
+    def check_foldable(self) -> None:
+        """Refuse weights that are computed anew in each forward: what is folded would be lost.
+
+        Raises:
+            RuntimeError: Names the part and the remedy.
+        """
+        parts = {'mlp.fc1': self.mlp.fc1, 'mlp.fc2': self.mlp.fc2, 'norm2': self.norm2}
+        for name, part in parts.items():
+            names = ('weight', 'bias') if hasattr(part, 'weight') else ()
+            if any(key not in part._parameters for key in names):
+                raise RuntimeError(
+                    f'switch_to_deploy cannot fold {name}, a {type(part).__name__} whose weight is '
+                    'no parameter of its own: it is parametrised or wrapped. First call '
+                    "torch.nn.utils.parametrize.remove_parametrizations(part, 'weight'), "
+                    'or remove_weight_norm, or merge what wraps it'
+                )
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """Load all of the MLP with its norm and scale or raise, ``strict`` or not."""
+        given = [key for key in FOLDED if f'{prefix}{key}' in state_dict]
+        own = [key for key in FOLDED if key in self.state_dict()]
+        beyond = [key for key in given if key not in own]
+        if self.deployed and beyond:
+            raise RuntimeError(
+                f'{prefix}{beyond[0]} is a weight from before switch_to_deploy, which this '
+                'backbone has folded already: load the weights into a new one, and fold that'
+            )
+        if own and not given and f'{prefix}mlp.fc1.weight' in state_dict:
+            raise RuntimeError(
+                f'these weights have {prefix}mlp.fc1 and no {prefix}{own[0]}: they were folded by '
+                'switch_to_deploy. Load them into a backbone that is folded too, or take the '
+                'checkpoint of the training'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @torch.no_grad()
     def switch_to_deploy(self) -> None:
-        """Fold LayerScale and the second norm's affine part into the channel MLP."""
+        """Fold LayerScale and the second norm's affine part into the channel MLP.
+
+        Raises:
+            RuntimeError: See :meth:`check_foldable`.
+        """
         if self.deployed:
             return
+        self.check_foldable()
         fc1, fc2, norm = self.mlp.fc1, self.mlp.fc2, self.norm2
         if self.layer_scale_2 is not None:
             _scale_outputs(fc2, self.layer_scale_2)

@@ -8,6 +8,7 @@ from mmengine.model import trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _global_forward_hooks
 
 
 class Conv2d(nn.Conv2d):
@@ -100,9 +101,8 @@ class Mlp(nn.Module):
         return self.drop(self.fc2(x))
 
     def _activate(self, x: Tensor) -> Tensor:
-        # In inference in place, as a second map of this width costs more than GELU, unless a hook
-        # may have kept the first one.
-        in_place = not torch.is_grad_enabled() and not self.fc1._forward_hooks
+        # In inference in place, as a second map of this width costs more than GELU.
+        in_place = not torch.is_grad_enabled() and not is_watched(self.fc1, self.act)
         if in_place and is_exact_gelu(self.act):
             return torch.ops.aten.gelu_(x)
         return self.act(x)
@@ -140,6 +140,11 @@ def scale_parameter(dim: int, init_value: float | None) -> nn.Parameter | None:
 
 def scaled(x: Tensor, scale: Tensor | None) -> Tensor:
     return x if scale is None else scale[:, None, None] * x
+
+
+def is_watched(*modules: nn.Module) -> bool:
+    """Whether a hook may keep what a module returns, which then must not be written over."""
+    return bool(_global_forward_hooks) or any(module._forward_hooks for module in modules)
 
 
 def is_exact_gelu(act: nn.Module) -> bool:

@@ -268,13 +268,17 @@ class MetaFormer(BaseModule):
         that no later checkpoint loads in part. Repeated calls change nothing.
 
         Raises:
-            RuntimeError: The backbone is in training mode.
+            RuntimeError: The backbone is in training mode, or a block's weights are parametrised
+                or wrapped. Nothing is folded then.
         """
         if self.training:
             raise RuntimeError(
                 'switch_to_deploy folds weights for inference: call backbone.eval() first, '
                 'and keep the checkpoint to train on'
             )
+        for block in self.blocks:
+            if not block.deployed:
+                block.check_foldable()
         for block in self.blocks:
             block.switch_to_deploy()
 

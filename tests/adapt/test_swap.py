@@ -26,6 +26,7 @@ from zoo_configs import (
 from mmpoolformer import ARCHS, SwapError, swap_backbone, swap_changes
 from mmpoolformer.adapt.swap import REFUSED
 from mmpoolformer.utils.config_tree import walk
+from mmpoolformer.utils.errors import LaunchError
 
 
 def entry(cfg, path):
@@ -285,6 +286,83 @@ def test_images_are_normalised_for_the_new_weights(name):
         assert node.bgr_to_rgb and not node.get('rgb_to_bgr')
 
 
+IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+CAFFE = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0])
+PLAIN = dict(type='DetDataPreprocessor', pad_size_divisor=32)
+
+
+def with_images(preprocessor, *transforms, loader=dict(type='LoadImageFromFile')):
+    cfg = Config(read(FASTER_RCNN).to_dict())
+    cfg.model.data_preprocessor = preprocessor
+    pipeline = [loader, *transforms, dict(type='PackDetInputs')]
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.pipeline = pipeline
+    dataset = cfg.test_dataloader.dataset.to_dict()
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[dataset, dataset])
+    return cfg
+
+
+RGB_TIFF = dict(type='LoadImageFromFile', imdecode_backend='tifffile')
+
+
+@pytest.mark.parametrize('to_rgb', [True, False])
+@pytest.mark.parametrize('later', [dict(), dict(bgr_to_rgb=True)], ids=str)
+def test_images_normalised_in_the_pipeline(to_rgb, later):
+    normalize = dict(type='Normalize', to_rgb=to_rgb and not later, **CAFFE)
+    cfg = swap_backbone(with_images(dict(PLAIN, **later), normalize))
+    sets = [cfg[f'{split}_dataloader'].dataset for split in ('train', 'val')]
+    for dataset in (*sets, *cfg.test_dataloader.dataset.datasets):
+        assert dataset.pipeline[1] == dict(type='Normalize', to_rgb=True, **IMAGENET)
+    assert not cfg.model.data_preprocessor.get('bgr_to_rgb')
+    assert 'mean' not in cfg.model.data_preprocessor
+
+
+@pytest.mark.parametrize(
+    'preprocessor',
+    [dict(mean=[0.0], std=[1.0]), dict(mean=0.0, std=255.0), dict(mean=None), dict()],
+    ids=str,
+)
+def test_images_without_a_normalisation_of_three_channels(preprocessor):
+    found = swap_backbone(with_images(dict(PLAIN, **preprocessor))).model.data_preprocessor
+    assert dict(found) == dict(PLAIN, bgr_to_rgb=True, **IMAGENET)
+
+
+@pytest.mark.parametrize(
+    'preprocessor, transforms',
+    [
+        (dict(PLAIN, rgb_to_bgr=True, **CAFFE), ()),
+        (dict(PLAIN, mean=[120.0, 110.0, 100.0], std=[1.0] * 3), ()),
+        (PLAIN, [dict(type='Normalize', to_rgb=False, **IMAGENET)]),
+    ],
+    ids=['turned', 'order of the mean', 'transform'],
+)
+def test_images_that_are_loaded_as_rgb_stay_rgb(preprocessor, transforms):
+    cfg = swap_backbone(with_images(preprocessor, *transforms, loader=RGB_TIFF))
+    found = cfg.train_dataloader.dataset.pipeline[1] if transforms else cfg.model.data_preprocessor
+    assert (found.mean, found.std) == tuple(IMAGENET.values())
+    assert not any(found.get(key) for key in ('bgr_to_rgb', 'rgb_to_bgr', 'to_rgb'))
+
+
+@pytest.mark.parametrize(
+    'preprocessor, transforms, loader, words',
+    [
+        (None, [], dict(type='LoadImageFromFile'), 'no data_preprocessor'),
+        (
+            dict(PLAIN, **CAFFE),
+            [dict(type='Normalize', **CAFFE)],
+            dict(type='LoadImageFromFile'),
+            'data_preprocessor and in Normalize',
+        ),
+        (PLAIN, [dict(type='Albu', transforms=[dict(type='Normalize')])], RGB_TIFF, 'Albu'),
+        (dict(PLAIN, mean=[0.0] * 3), [], dict(type='LoadOwnImage'), 'LoadOwnImage gives RGB or'),
+        (dict(PLAIN, **IMAGENET), [], dict(type='LoadImageFromFile'), 'which nothing turns'),
+    ],
+)
+def test_images_of_unknown_normalisation_are_refused(preprocessor, transforms, loader, words):
+    with pytest.raises(SwapError, match=f'{words}.*bgr_to_rgb=True'):
+        swap_backbone(with_images(preprocessor, *transforms, loader=loader))
+
+
 def test_without_weights_images_are_normalised_as_before():
     cfg = swap_backbone(read(FASTER_RCNN_C4), checkpoint=None)
     assert cfg.model.data_preprocessor == read(FASTER_RCNN_C4).model.data_preprocessor
@@ -296,6 +374,14 @@ def test_segmentors_round_test_images_to_the_stride(split):
     kinds = [transform.type for transform in pipeline]
     assert kinds[1:4] == ['Resize', 'ResizeToMultiple', 'LoadAnnotations']
     assert pipeline[2].size_divisor == 32
+
+
+def test_test_sets_in_a_wrapper_are_rounded_too():
+    cfg = Config(read(SEMANTIC_FPN).to_dict())
+    dataset = cfg.test_dataloader.dataset.to_dict()
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[dataset, dataset])
+    for dataset in swap_backbone(cfg).test_dataloader.dataset.datasets:
+        assert [step.type for step in dataset.pipeline][1:3] == ['Resize', 'ResizeToMultiple']
 
 
 def test_test_time_augmentation_rounds_too():
@@ -328,6 +414,13 @@ def test_custom_imports_are_merged(before, after):
     merged = swap_backbone(cfg).custom_imports
     assert merged.imports == after
     assert merged.allow_failed_imports == (before or {}).get('allow_failed_imports', False)
+
+
+@pytest.mark.parametrize('given', ['json', ['json']])
+def test_custom_imports_that_are_no_dictionary_are_refused(given):
+    cfg = Config(dict(read(FASTER_RCNN).to_dict(), custom_imports=given))
+    with pytest.raises(LaunchError, match=r"custom_imports=dict\(imports=\['json'\]\)"):
+        swap_backbone(cfg)
 
 
 def test_imports_that_other_parts_need_stay():

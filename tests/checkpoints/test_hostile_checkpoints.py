@@ -398,6 +398,27 @@ def laughs(text='lol', depth=7):
     return text
 
 
+def become_sgd(contents):
+    for group in contents['optimizer']['param_groups']:
+        del group['betas'], group['eps']
+        group.update(momentum=0.9, dampening=0, nesterov=False)
+    for state in contents['optimizer']['state'].values():
+        moment = state['exp_avg']
+        state.clear()
+        state['momentum_buffer'] = moment
+
+
+def widen(contents):
+    name, value = next(iter(contents['state_dict'].items()))
+    contents['state_dict'][name] = torch.cat([value, value])
+
+
+def spoil_average(contents):
+    averaged = contents['ema_state_dict']
+    name = next(name for name in averaged if name.endswith('weight'))
+    averaged[name] = torch.full_like(averaged[name], float('nan'))
+
+
 RESUMED = {
     'states of other parameters': (permute, 'does not count its parameters in their order'),
     'states of no parameter': (rename, 'a state of no parameter'),
@@ -448,6 +469,19 @@ RESUMED = {
     'an iteration as text': (set_meta(iter='\x1b]0;owned'), r"meta.iter is '\x1b]0;owned'"),
     'an iteration beyond all': (set_meta(iter=10**17), 'which no run reaches'),
     'an iteration before all': (set_meta(iter=-5), 'meta.iter is -5'),
+    'an iteration beyond the end': (set_meta(iter=10**12), 'the config trains up to 8'),
+    'no optimizer': (lambda contents: contents.pop('optimizer'), 'it has no optimizer'),
+    'no schedulers': (lambda contents: contents.pop('param_schedulers'), 'no param_schedulers'),
+    'an optimizer of another kind': (
+        become_sgd,
+        'has momentum, dampening, which AdamW of the config has not',
+    ),
+    'another model': (widen, 'it is of another model'),
+    'a part of a model': (
+        lambda contents: contents['state_dict'].popitem(),
+        'it is of another model',
+    ),
+    'averaged weights that are none': (spoil_average, 'NaN or Inf in module.'),
     'a seed that is none': (set_meta(seed=10**30), 'meta.seed'),
     'weights alone': (lambda contents: contents.pop('meta'), 'it has no meta'),
     'a scheduler that is none': (set_scheduler(last_step='x'), "last_step='x'"),

@@ -60,6 +60,7 @@ def without(part, key):
     return coco
 
 
+NO_PIXELS = 'mask without pixels'
 MASK = {'size': [30, 40], 'counts': [100, 50, 1050]}
 
 
@@ -93,6 +94,11 @@ MASK = {'size': [30, 40], 'counts': [100, 50, 1050]}
         ),
         (changed('annotations', segmentation=dict(MASK, counts=[7])), ERROR, 'broken mask'),
         (changed('annotations', segmentation=dict(MASK, counts='?!')), ERROR, 'broken mask'),
+        (changed('annotations', segmentation=[[50, 5, 60, 5, 55, 9]]), ERROR, NO_PIXELS),
+        (changed('annotations', segmentation=[[9, 9, 9.1, 9.1, 9.2, 9.2]]), ERROR, NO_PIXELS),
+        (changed('annotations', segmentation=dict(MASK, counts=[1200])), ERROR, NO_PIXELS),
+        (changed('annotations', segmentation=dict(MASK, counts='`U1')), ERROR, NO_PIXELS),
+        (changed('images', file_name='\udc80.png'), ERROR, 'broken image entry'),
         (dict(good_coco(), annotations=[]), ERROR, 'no usable annotation'),
         (
             dict(good_coco(), annotations=good_coco()['annotations'][:1]),
@@ -117,6 +123,19 @@ def test_good_annotations(mask, folder):
     problems, images = check(folder, coco)
     assert problems == []
     assert images == [(folder / f'{i}.png', (40, 30)) for i in (1, 2)]
+
+
+def test_the_mask_of_a_crowd_is_not_trained(folder):
+    coco = changed('annotations', iscrowd=1, segmentation=dict(MASK, counts=[1200]))
+    problems, _ = check(folder, coco)
+    assert problems == []
+
+
+def test_classes_that_are_no_texts_are_named(folder):
+    path = folder / 'annotations.json'
+    path.write_text(json.dumps(good_coco()))
+    problems, _ = check_coco(path, folder, (0, 1), with_masks=False)
+    assert 'not among its categories: 0, 1' in [problem.detail for problem in problems]
 
 
 numbers = st.one_of(st.integers(-50, 90), st.floats(-50, 90), st.floats(), st.just(10**15))

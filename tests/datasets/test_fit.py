@@ -1,14 +1,17 @@
 """A model that does not fit its data: one message before the first iteration."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from helpers import CONFIGS, run_tool, tool_error
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from PIL import Image
 
-from mmpoolformer.datasets.fit import check_categories, read_categories
+from mmpoolformer.datasets import ERROR, WARNING
+from mmpoolformer.datasets.fit import check_categories, check_fit, read_categories
 
 RETINANET = CONFIGS / 'detection' / 'retinanet_poolformer-s12_fpn_digits.py'
 MASK_RCNN = CONFIGS / 'detection' / 'mask-rcnn_poolformer-s12_fpn_digits.py'
@@ -61,6 +64,10 @@ DETECTION_SLIPS = {
         lambda cfg: set_classes(cfg, 'disc'),
         ["classes='disc' is a text", "classes=('disc',)"],
     ),
+    'classes that are numbers': (
+        lambda cfg: set_classes(cfg, tuple(range(10))),
+        ['classes=0, 1, 2', "are no texts: write ('0', '1', "],
+    ),
     'metainfo and num_classes forgotten': (
         forget_metainfo,
         ['person', 'not among its 10 categories: 0, 1, 2', REMEDY],
@@ -80,6 +87,56 @@ DETECTION_SLIPS = {
 def test_slips_of_detection(slip, digits_root, tmp_path, capsys):
     change, words = DETECTION_SLIPS[slip]
     for message in refusals(RETINANET, digits_root, tmp_path, capsys, change):
+        assert all(word in message for word in words), message
+
+
+def reorder(path):
+    coco = json.loads(path.read_text())
+    coco['categories'].reverse()
+    other = path.with_name('reordered.json')
+    other.write_text(json.dumps(coco))
+    return other
+
+
+def reorder_the_validation_file(cfg, file, tmp_path):
+    cfg.val_dataloader.dataset.ann_file = cfg.val_evaluator.ann_file = str(file)
+
+
+def reorder_what_the_metric_reads(cfg, file, tmp_path):
+    cfg.val_evaluator.ann_file = str(file)
+
+
+def take_classes_from_a_file(cfg, file, tmp_path):
+    (tmp_path / 'classes.txt').write_text('\n'.join(DIGITS[::-1]))
+    set_classes(cfg, str(tmp_path / 'classes.txt'))
+
+
+def join_two_orders(cfg, file, tmp_path):
+    first = cfg.train_dataloader.dataset
+    second = dict(first.to_dict(), ann_file=str(file), metainfo=dict(classes=DIGITS[::-1]))
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[first, second])
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (reorder_the_validation_file, ['reordered.json', 'the file has 9, 8', 'config 0, 1']),
+        (reorder_what_the_metric_reads, ['reordered.json', 'the file has 9, 8', 'config 0, 1']),
+        (take_classes_from_a_file, ['the file has 0, 1', 'the config 9, 8']),
+        (join_two_orders, ['train.datasets.1 has 9, 8', 'train.datasets.0 has 0, 1']),
+    ],
+)
+def test_two_orders_of_the_same_categories(change, words, digits_root, tmp_path, capsys):
+    """mmdet takes labels in each file's order, and trains on one and evaluates on another."""
+    shutil.copytree(digits_root, tmp_path / 'digits')
+    file = reorder(tmp_path / 'digits' / 'annotations' / 'instances_validation.json')
+    if change is join_two_orders:
+        file = reorder(tmp_path / 'digits' / 'annotations' / 'instances_training.json')
+
+    def slip(cfg):
+        change(cfg, file, tmp_path)
+
+    for message in refusals(RETINANET, tmp_path / 'digits', tmp_path, capsys, slip):
         assert all(word in message for word in words), message
 
 
@@ -142,6 +199,32 @@ def test_labels_that_count_from_one(own_labels, tmp_path, capsys):
         SEM_FPN, root, tmp_path, capsys, lambda cfg: use_four_classes(cfg, False)
     ):
         assert 'they count from 1' in message and 'reduce_zero_label=True' in message
+
+
+def test_label_maps_in_jpeg_are_refused(own_labels, tmp_path, capsys):
+    root = own_labels([0, 1, 2, 3])
+    for path in (root / 'annotations' / 'training').iterdir():
+        Image.open(path).save(path, 'JPEG')  # and with the suffix .png
+    for message in refusals(
+        SEM_FPN, root, tmp_path, capsys, lambda cfg: use_four_classes(cfg, False)
+    ):
+        assert 'label map stored as JPEG' in message and 'PNG' in message
+
+
+@pytest.mark.parametrize('left', [0, 1])
+def test_images_of_another_suffix_are_named(left, own_labels, tmp_path):
+    root = own_labels([0, 1, 2, 3])
+    for path in sorted((root / 'images' / 'training').iterdir())[left:]:
+        path.rename(path.with_suffix('.png'))
+    cfg = Config.fromfile(SEM_FPN)
+    use_four_classes(cfg, False)
+    cfg.train_dataloader.dataset.data_root = str(root)
+    del cfg['val_dataloader'], cfg['test_dataloader']
+    init_default_scope('mmseg')
+    (problem,) = check_fit(cfg)
+    assert problem.level == (WARNING if left else ERROR)
+    assert f'{4 - left} of 4 images do not end in .jpg' in problem.detail
+    assert "img_suffix='.png'" in problem.detail
 
 
 def test_metainfo_of_another_data_set(own_labels, tmp_path, capsys):

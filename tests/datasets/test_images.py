@@ -1,14 +1,18 @@
 """Bad images: each is found, and what passes the check is loaded by mmcv."""
 
+from contextlib import nullcontext
+
+import cv2
 import numpy as np
 import pytest
 from bad_files import FUZZ, JPEG, PNG, encode, noise, rotated
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmcv.transforms import LoadImageFromFile
+from mmcv.transforms import LoadImageFromFile, Resize
 from PIL import Image
 
 from mmpoolformer.datasets import ERROR, WARNING, check_image
+from mmpoolformer.datasets.readers import kept_ratio_scales
 
 
 @pytest.mark.parametrize(
@@ -48,6 +52,47 @@ def test_size_other_than_the_annotations_is_an_error(content, size, tmp_path):
     (tmp_path / 'image').write_bytes(content)
     kinds = [p.kind for p in check_image(tmp_path / 'image', size) if p.level == ERROR]
     assert kinds == ['image of another size']
+
+
+@pytest.mark.parametrize(
+    'size, scale, level',
+    [
+        ((2, 20000), (1333, 800), ERROR),
+        ((3, 1000), (160, 160), ERROR),
+        ((3, 1000), (1333, 800), None),
+        ((4, 1000), (160, 160), None),
+    ],
+)
+def test_images_that_vanish_when_they_are_resized(size, scale, level, tmp_path):
+    noise(size=size).save(tmp_path / 'thin.png')
+    transform = dict(type='Resize', scale=scale, keep_ratio=True)
+    scales = kept_ratio_scales(dict(pipeline=[transform]))
+    problems = check_image(tmp_path / 'thin.png', size, scales)
+    assert [problem.level for problem in problems] == ([level] if level else [])
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    with pytest.raises(cv2.error) if level else nullcontext():  # what training would end with
+        Resize(scale=scale, keep_ratio=True)(dict(img=pixels))
+
+
+@pytest.mark.parametrize(
+    'transform, scales',
+    [
+        (dict(type='Resize', scale=(40, 30)), []),
+        (dict(type='mmdet.Resize', scale=(30, 40), keep_ratio=True), [(40, 30)]),
+        (
+            dict(type='RandomResize', scale=(40, 20), ratio_range=(0.5, 2), keep_ratio=True),
+            [(20, 10)],
+        ),
+        (
+            dict(type='RandomChoiceResize', scales=[(9, 5), (9, 4)], keep_ratio=True),
+            [(9, 5), (9, 4)],
+        ),
+    ],
+)
+def test_scales_of_a_pipeline(transform, scales):
+    assert kept_ratio_scales(dict(pipeline=[dict(type='RandomApply', transforms=[transform])])) == (
+        scales
+    )
 
 
 def test_missing_image(tmp_path):

@@ -43,6 +43,13 @@ def test_good_label_map(labels, reduce_zero_label, tmp_path):
     assert check_pair(pair(tmp_path, labels, reduce_zero_label), num_classes=3) == []
 
 
+def test_a_label_map_in_jpeg(tmp_path):
+    info = pair(tmp_path, label_map(0, 1, 2), reduce_zero_label=False)
+    Image.open(info['seg_map_path']).save(info['seg_map_path'], 'JPEG')
+    (problem,) = check_pair(info, num_classes=3)
+    assert problem.kind == 'label map stored as JPEG' and 'PNG' in problem.detail
+
+
 def test_label_map_of_chosen_classes_is_applied_as_mmseg_does(tmp_path):
     info = pair(tmp_path, label_map(0, 1, 2, 3))
     info['label_map'] = {0: 255, 1: 0, 2: 1}  # after the zero label is gone

@@ -53,10 +53,30 @@ def damage_validation_image(root):
     return path
 
 
+def damage_label_values(root):
+    path = next((root / 'annotations' / 'training').iterdir())
+    Image.new('L', Image.open(path).size, 200).save(path)
+    return path
+
+
+def damage_label_size(root):
+    path = next((root / 'annotations' / 'training').iterdir())
+    Image.open(path).resize((70, 64), Image.Resampling.NEAREST).save(path)
+    return path
+
+
+def damage_validation_labels(root):
+    path = next((root / 'annotations' / 'validation').iterdir())
+    Image.new('L', Image.open(path).size, 200).save(path)
+    return path
+
+
+DAMAGES = [damage_image, damage_labels, remove_labels, damage_validation_image]
+DAMAGES += [damage_label_values, damage_label_size, damage_validation_labels]
+
+
 @pytest.mark.parametrize('workers', [0, 1])
-@pytest.mark.parametrize(
-    'damage', [damage_image, damage_labels, remove_labels, damage_validation_image]
-)
+@pytest.mark.parametrize('damage', DAMAGES)
 def test_a_broken_file_is_named(damage, workers, digits, tmp_path, capsys):
     root, config = digits
     path = damage(root)

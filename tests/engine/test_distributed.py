@@ -17,6 +17,9 @@ from helpers import (
     train_options,
     write_tiny_config,
 )
+from mmengine.config import Config
+
+from mmpoolformer.engine.distributed import VARIABLES, prepare_cpu
 
 DDP_STEP = """
 import torch
@@ -115,6 +118,24 @@ def test_dist_train_and_dist_test_run_on_two_cpus(ade_root, tmp_path):
     ]
     assert metrics[0]['mIoU'] == metrics[1]['mIoU']
     assert metrics[0]['aAcc'] == metrics[1]['aAcc']
+
+
+@pytest.mark.parametrize('asked', [None, True])
+def test_ddp_on_cpus_looks_for_unused_parameters_if_told_and_sends_no_buffers(asked, monkeypatch):
+    for name in VARIABLES['pytorch']:
+        monkeypatch.setenv(name, '0')
+    monkeypatch.setenv('MASTER_PORT', '1')
+    monkeypatch.setattr('torch.distributed.is_initialized', lambda: True)
+    cfg = Config(dict(launcher='pytorch', model=dict()))
+    if asked:
+        cfg.find_unused_parameters = asked
+    prepare_cpu(cfg)
+    assert cfg.model_wrapper_cfg == dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=bool(asked),
+    )
 
 
 RECORD_LOSS = """

@@ -1,5 +1,6 @@
 """Runs that are killed: what is on disk is whole, and the resumed run is the same run."""
 
+import multiprocessing
 import os
 import random
 import shutil
@@ -17,6 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from mmpoolformer.engine.checkpointing import find_checkpoints, is_intact, newest_intact_checkpoint
+from mmpoolformer.engine.lock import lock_work_dir
 from mmpoolformer.engine.resuming import random_state, set_random_state
 from mmpoolformer.engine.signals import WorkerSignals
 
@@ -207,10 +209,20 @@ def run(short_run):
     return config, work
 
 
-def test_a_broken_newest_checkpoint_is_passed_over_loudly(run, capsys):
+def truncate(content):
+    return content[:-100]
+
+
+def flip_bits(content):
+    middle = len(content) // 2  # in a tensor
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize('damage', [truncate, flip_bits])
+def test_a_broken_newest_checkpoint_is_passed_over_loudly(damage, run, capsys):
     config, work = run
     newest = work / 'iter_6.pth'
-    newest.write_bytes(newest.read_bytes()[:-100])
+    newest.write_bytes(damage(newest.read_bytes()))
     assert newest_intact_checkpoint(work) == (work / 'iter_4.pth', [newest])
     train(config, work, '--resume')
     assert 'iter_6.pth is BROKEN' in capsys.readouterr().err
@@ -224,6 +236,71 @@ def test_without_a_good_pointer_the_newest_checkpoint_is_found(pointer, run):
     if pointer is not None:
         (work / 'last_checkpoint').write_text(pointer)
     assert newest_intact_checkpoint(work) == (work / 'iter_6.pth', [])
+
+
+def test_without_a_pointer_the_iteration_counts_and_not_the_age(run):
+    _, work = run
+    (work / 'last_checkpoint').unlink()
+    newest = (work / 'iter_6.pth').stat().st_mtime
+    os.utime(work / 'iter_4.pth', (newest + 60, newest + 60))  # as of a copy
+    assert [path.name for path in find_checkpoints(work)] == ['iter_6.pth', 'iter_4.pth']
+
+
+def test_checkpoints_by_epoch_and_by_iteration_are_compared(tmp_path):
+    for name, iteration in (('epoch_9', 18), ('iter_19', 19), ('epoch_10', 20), ('iter_3', 3)):
+        torch.save(dict(meta=dict(iter=iteration)), tmp_path / f'{name}.pth')
+    (tmp_path / 'epoch_11.pth').write_bytes(b'broken')
+    names = [path.stem for path in find_checkpoints(tmp_path)]
+    assert names == ['epoch_10', 'iter_19', 'epoch_9', 'iter_3', 'epoch_11']
+
+
+def hold(work, held, done):
+    lock = lock_work_dir(work)
+    held.set()
+    done.wait()
+    lock.close()
+
+
+@pytest.mark.parametrize('end', ['done', 'killed'])
+def test_two_runs_in_one_work_dir(end, run, capsys):
+    config, work = run
+    context = multiprocessing.get_context('fork')
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(work, held, done))
+    other.start()
+    held.wait(60)
+    before = {path: path.stat().st_mtime_ns for path in work.rglob('*')}
+    message = tool_error(capsys, 'train', config, '--work-dir', work)
+    assert f'in use by process {other.pid} on' in message and '--work-dir' in message
+    assert {path: path.stat().st_mtime_ns for path in work.rglob('*')} == before
+    done.set() if end == 'done' else other.kill()
+    other.join()
+    lock_work_dir(work).close()  # whatever its file says
+
+
+def test_ctrl_c_waits_for_the_checkpoint_that_is_being_written(run, monkeypatch):
+    config, work = run
+    save, saved = torch.save, []
+
+    def interrupted_save(*args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+        saved.append(save(*args, **kwargs))
+
+    monkeypatch.setattr('torch.save', interrupted_save)
+    options = ['--cfg-options', 'train_cfg.max_iters=9', 'train_cfg.val_interval=100']
+    with pytest.raises(SystemExit) as stop:
+        train(config, work, '--resume', *options)
+    assert stop.value.code == 128 + signal.SIGINT and len(saved) == 1
+    assert is_intact(work / 'iter_9.pth') and not list(work.rglob('*.partial'))
+
+
+def test_a_work_dir_that_disappears_is_named(run, monkeypatch):
+    config, work = run
+    monkeypatch.setitem(ACTIONS, 'kill', lambda: shutil.rmtree(work))
+    with pytest.raises(SystemExit) as stop:
+        train(config, work, interrupt=(2, 'kill'))
+    message = str(stop.value.code)
+    assert f'work dir {work} was removed' in message and 'check_dataset' not in message
 
 
 def test_a_moved_work_dir_resumes(run, tmp_path):

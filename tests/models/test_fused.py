@@ -1,13 +1,20 @@
 """The fused path of the backbone and its deployed form."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 from fused_and_plain import BN, CHANNELS_LAST, assert_features_close, build, features_and_gradients
 from helpers import TINY
+from mmengine.runner.checkpoint import load_state_dict
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from mmpoolformer import PoolFormer
+from mmpoolformer.models.layers import Mlp
+
+MLP_PARTS = (Mlp, nn.Conv2d, nn.GELU, nn.Dropout)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +148,61 @@ def test_a_training_checkpoint_does_not_load_in_part_into_a_deployed_backbone():
     model.switch_to_deploy()
     with pytest.raises(RuntimeError, match='layer_scale_2'):
         model.load_state_dict(weights)
+
+
+@pytest.mark.parametrize('load', [nn.Module.load_state_dict, load_state_dict])
+@pytest.mark.parametrize('fold', ['model', 'weights'])
+def test_folded_and_other_weights_do_not_mix_without_strict_either(fold, load):
+    folded, other = build().eval(), build()
+    folded.switch_to_deploy()
+    model, weights = (folded, other) if fold == 'model' else (other, folded)
+    with pytest.raises(RuntimeError, match=r'network.0.0.*switch_to_deploy'):
+        load(model, weights.state_dict(), strict=False)
+
+
+def weight_norm(conv):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)  # deprecated, and still met
+        nn.utils.weight_norm(conv)
+
+
+@pytest.mark.parametrize('part', ['mlp.fc1', 'mlp.fc2', 'norm2'])
+@pytest.mark.parametrize(
+    'change', [nn.utils.parametrizations.weight_norm, weight_norm], ids=['parametrised', 'hooked']
+)
+def test_deploy_is_refused_where_weights_are_computed(change, part, image):
+    model = build().eval()
+    change(model.blocks[-1].get_submodule(part))
+    expected = model(image)
+    with pytest.raises(RuntimeError, match=f'{part}.*remove_parametrizations'):
+        model.switch_to_deploy()
+    assert not any(block.deployed for block in model.blocks)
+    assert_features_close(model(image), expected)
+
+
+@pytest.mark.parametrize('part', ['mlp', 'mlp.fc1', 'mlp.act', 'mlp.fc2', 'mlp.drop', None])
+def test_what_a_hook_keeps_of_the_mlp_is_not_written_over(part, image):
+    seen = {}
+    for token_mixing in ('plain', 'fused'):
+        model, kept = build(token_mixing).eval(), []
+
+        def keep(module, _, out, kept=kept):
+            if isinstance(module, MLP_PARTS):
+                kept.append(out)
+
+        register = register_module_forward_hook
+        if part is not None:
+            register = model.blocks[1].get_submodule(part).register_forward_hook
+        hook = register(keep)
+        try:
+            with torch.no_grad():
+                model(image)
+        finally:
+            hook.remove()
+        seen[token_mixing] = kept
+    assert len(seen['plain']) > 0
+    for actual, expected in zip(seen['fused'], seen['plain'], strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_deploy_is_refused_in_training():

@@ -1,5 +1,6 @@
 """``tools/check_dataset.py`` over whole data sets."""
 
+import os
 import shutil
 
 import pytest
@@ -54,6 +55,22 @@ def test_tool_checks_label_maps(ade_root, tmp_path, capsys):
     assert stop.value.code == 1
     out = capsys.readouterr().out
     assert 'labels beyond the classes' in out and 'label map of another size' in out
+
+
+def test_file_names_that_are_no_text_are_reported(ade_root, tmp_path, capsys):
+    root = tmp_path / 'ade'
+    shutil.copytree(ade_root, root)
+    path = next((root / 'images' / 'training').iterdir())
+    path.rename(os.fsdecode(os.fsencode(path.parent) + b'/\x80.jpg'))
+    options = [
+        f'train_dataloader.dataset.dataset.data_root={root}',
+        *(f'{split}_dataloader.dataset.data_root={root}' for split in ('val', 'test')),
+    ]
+    args = ['--workers', 0, '--out', tmp_path / 'all.txt', '--cfg-options', *options]
+    with pytest.raises(SystemExit) as stop:
+        run_tool('check_dataset', SEM_FPN, *args)
+    assert stop.value.code == 1
+    assert '\\udc80' in capsys.readouterr().out and '\\udc80' in (tmp_path / 'all.txt').read_text()
 
 
 def test_config_without_data_sets_is_refused(tmp_path, capsys):

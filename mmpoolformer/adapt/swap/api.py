@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from ...archs import Arch, resolve_arch
 from ..edit import Change, Edit
-from . import recipe
+from . import images, recipe
 from .checks import check_arguments, check_input_size, find_model, mixers_of, scope_of
 from .rewiring import rewire
 from .strides import match_stages, strides_of
@@ -60,9 +60,9 @@ def swap(
     recipe.replace_backbone(edit, at, arch, stages, checkpoint, pools, backbone_kwargs)
     recipe.drop_old_weights(edit, at)
     if checkpoint is not None:
-        recipe.match_preprocessing(edit, at)
+        images.match_preprocessing(edit, at)
     if segments:
-        recipe.round_test_sizes(edit)
+        images.round_test_sizes(edit)
     recipe.import_plugin(edit)
     if not keep_optimizer:
         recipe.set_optimizer(edit, at, segments)
@@ -96,7 +96,9 @@ def swap_backbone(
         A new config.
 
     Raises:
-        SwapError: The model cannot take a pyramid backbone; says why and what can.
+        SwapError: The model cannot take a pyramid backbone, or the config does not say how its
+            images are normalised; says why and what can.
+        LaunchError: ``custom_imports`` is not what mmengine takes.
         ValueError: Unknown architecture, or no official weights for it with these mixers.
         TypeError: ``cfg`` is no config, or the backbone has no such argument.
     """

@@ -1,4 +1,4 @@
-"""The new backbone, and what goes with its weights: their images, the plugin, the optimizer."""
+"""The new backbone, and what goes with it: the plugin, the optimizer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ...registry import custom_modules
 from ...utils.config_tree import has, type_of, walk
 from ...utils.errors import join
 from ..edit import Edit
-from .rules import BACKBONE_CONSTRUCTORS, PREPROCESSING, RECIPES, ROUNDING, STRIDES
+from .rules import BACKBONE_CONSTRUCTORS, RECIPES, STRIDES
 
 
 def replace_backbone(
@@ -58,40 +58,6 @@ def drop_old_weights(edit: Edit, at: tuple) -> None:
                 edit.set((*at[:depth], key), None, 'weights of the old backbone')
     if edit.cfg.get('load_from'):
         edit.set(('load_from',), None, 'weights of the old model')
-
-
-def match_preprocessing(edit: Edit, at: tuple) -> None:
-    """Normalise the images as for the new backbone's weights."""
-    roots = (('model', 'data_preprocessor'), ('data_preprocessor',))
-    for root in dict.fromkeys((*roots, (*at, 'data_preprocessor'))):
-        for path, node in walk(edit.find(root), root):
-            if len(node.get('mean') or ()) != 3:
-                continue
-            for key, value in PREPROCESSING.items():
-                if key in ('mean', 'std') or node.get(key) or value:
-                    edit.set((*path, key), value, "the new weights' images: RGB, ImageNet's")
-
-
-def round_test_sizes(edit: Edit) -> None:
-    """The published protocol: without it a Semantic FPN loses about one point of mIoU."""
-    if edit.find(('model', 'test_cfg')).get('mode') == 'slide':
-        return
-    for split in ('val', 'test'):
-        path = (f'{split}_dataloader', 'dataset', 'pipeline')
-        if edit.find(path):
-            _round_after_resize(edit, path, dict(ROUNDING))
-    for k, transform in enumerate(edit.cfg.get('tta_pipeline') or ()):
-        if type_of(transform) == 'TestTimeAug':
-            _round_after_resize(edit, ('tta_pipeline', k, 'transforms'), [dict(ROUNDING)])
-
-
-def _round_after_resize(edit: Edit, path: tuple, rounding: dict | list[dict]) -> None:
-    pipeline = edit.get(path)
-    kinds = [type_of(step[0] if isinstance(step, list) else step) for step in pipeline]
-    if 'Resize' in kinds and 'ResizeToMultiple' not in kinds:
-        after = kinds.index('Resize') + 1
-        new = [*pipeline[:after], rounding, *pipeline[after:]]
-        edit.set(path, new, 'sides in multiples of 32, as PoolFormer was tested')
 
 
 def import_plugin(edit: Edit) -> None:
