@@ -11,8 +11,8 @@ from mmpoolformer.engine.launch import (
     require,
     run,
     test,
-    write_metrics,
 )
+from mmpoolformer.engine.scalars import write_metrics
 
 
 def parse_args():

@@ -14,8 +14,8 @@ from mmpoolformer.engine.launch import (
     require,
     run,
     train,
-    write_metrics,
 )
+from mmpoolformer.engine.scalars import write_metrics
 from mmpoolformer.utils.config_tree import type_of
 
 

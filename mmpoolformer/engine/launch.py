@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import os
 import signal
 import sys
@@ -17,7 +16,6 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.dist import is_main_process
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 
@@ -29,7 +27,6 @@ from ..checkpoints import CheckpointError, local_path, register_loaders
 from ..registry import BACKBONES, import_custom_modules
 from ..utils.config_tree import find, type_of, walk
 from ..utils.errors import DataError, LaunchError, first_line, join, last_line
-from ..utils.files import replace_file
 from ..utils.memory import keep_freed_memory, reuse_freed_memory
 from .checkpointing import (
     POINTER,
@@ -385,17 +382,6 @@ def _keep_seed(cfg: Config) -> None:
             except LaunchError as error:
                 raise LaunchError(f'{checkpoint} cannot be resumed: {error}') from error
             cfg.randomness.seed = meta.get('seed')
-
-
-def write_metrics(cfg: Config, phase: str, metrics: dict) -> None:
-    """Write metrics to ``{phase}_metrics.json`` in the work dir, whole or not at all."""
-    if not is_main_process():
-        return
-    path = Path(cfg.work_dir) / f'{phase}_metrics.json'
-    values = {
-        key: value.tolist() if hasattr(value, 'tolist') else value for key, value in metrics.items()
-    }
-    replace_file(path, json.dumps(values, indent=2, default=str) + '\n')
 
 
 def require(cfg: Config, key: str, option: str):

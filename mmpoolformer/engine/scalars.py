@@ -1,4 +1,4 @@
-"""The numbers that mmengine logged in the runs of a work dir, joined."""
+"""The numbers of the runs of a work dir: what mmengine logged, joined, and the last metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+
 from ..utils.errors import LaunchError, join
+from ..utils.files import replace_file
 
 SCALARS = 'vis_data/scalars.json'  # what mmengine's LocalVisBackend writes, in each run's folder
 # What is logged beside losses, learning rates and metrics.
@@ -144,3 +148,14 @@ def _is_number(value: object) -> bool:
 def _without_phase(key: str) -> str:
     """A name without what ``log_processor.log_with_hierarchy`` puts before it."""
     return key.removeprefix('train/').removeprefix('val/')
+
+
+def write_metrics(cfg: Config, phase: str, metrics: dict) -> None:
+    """Write metrics to ``{phase}_metrics.json`` in the work dir, whole or not at all."""
+    if not is_main_process():
+        return
+    path = Path(cfg.work_dir) / f'{phase}_metrics.json'
+    values = {
+        key: value.tolist() if hasattr(value, 'tolist') else value for key, value in metrics.items()
+    }
+    replace_file(path, json.dumps(values, indent=2, default=str) + '\n')
