@@ -225,6 +225,10 @@ def other_payloads():
         'class of an OrderedDict',
         (call(global_('collections', 'OrderedDict')) + dict_(__class__=integer(1)) + b'b'),
     )
+    yield (
+        'versions that are none',
+        call(global_('collections', 'OrderedDict')) + dict_(_metadata=dict_(a=b'N')) + b'b',
+    )
     yield 'new object', global_('collections', 'OrderedDict') + b')\x81'
     yield 'a stand-in among the values', dict_(x=global_('collections', 'OrderedDict'))
     yield 'a stand-in in a tuple', dict_(x=tuple_(tuple_(global_('torch', 'FloatStorage'))))
