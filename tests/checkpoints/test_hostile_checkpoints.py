@@ -27,12 +27,14 @@ from mmpoolformer.checkpoints import (
     read_state_dict,
     register_loaders,
 )
+from mmpoolformer.checkpoints.pickles import FREE, PER_BYTE
 from mmpoolformer.engine.checkpointing import is_intact, newest_intact_checkpoint
 from mmpoolformer.engine.launch import _choose_checkpoint
 from mmpoolformer.engine.resuming import random_state, set_random_state
 from mmpoolformer.utils.errors import LaunchError
 
 HOSTILE = dict(hostile.hostile_files())
+HEAVY = dict(hostile.heavy_payloads())
 # What reads states unchecked; on the CPU from torch 2.4 on.
 try:
     torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], fused=True)
@@ -92,6 +94,14 @@ def test_a_hostile_file_is_refused(name, ends):
 def test_the_refusal_says_what_it_met(name, word, ends):
     assert word in ends[name][1]
     assert '\x1b' not in ends[name][1]
+
+
+@pytest.mark.parametrize('name', HEAVY)
+def test_a_pickle_takes_memory_in_proportion(name, tmp_path):
+    path = tmp_path / 'a.pth'
+    path.write_bytes(hostile.file_of(HEAVY[name]))
+    (weighed,) = run_program('--memory', path)
+    assert weighed['bytes'] <= PER_BYTE * len(HEAVY[name]) + FREE, weighed
 
 
 @pytest.fixture(scope='module')
