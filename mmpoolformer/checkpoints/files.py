@@ -180,6 +180,8 @@ class _Archive(_TorchFile):
     def read(self) -> object:
         with zipfile.ZipFile(self.file) as self.archive:
             names = self.archive.namelist()
+            if len(set(names)) < len(names):  # torch takes the first of them, zipfile the last
+                raise PickleError('a zip archive with two records of one name')
             if any(name.endswith('constants.pkl') for name in names):
                 raise ForeignNameError('it is a TorchScript archive')
             pickles = [name for name in names if re.fullmatch(r'[^/]*/data\.pkl', name)]

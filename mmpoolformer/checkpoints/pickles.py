@@ -8,6 +8,7 @@ a class or a function, :mod:`.stand_ins` has a function of ours for it.
 from __future__ import annotations
 
 import pickletools
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -31,14 +32,17 @@ from .stand_ins import (
     fill_dtype,
     fill_ordered_dict,
     make_history,
+    rebuild_tensor,
 )
 
 MAX_BITS = 128  # of an integer; torch's own mark of an old file has 77
-# What a pickle may make of each of its bytes, in bytes of memory, and about what is made takes: a
-# call or a storage, a container, an entry of a copied one. A tensor has 70 bytes or more in the
-# pickle, and takes two calls, a storage and four tuples.
-PER_BYTE, FREE = 16, 2**20
-PER_CALL, PER_CONTAINER, PER_TEXT, PER_ENTRY, PER_ITEM = 160, 64, 40, 100, 8
+# What a pickle may make of each of its bytes, in bytes of memory, and what is made takes, measured
+# at its peak. A tensor without axes has 58 bytes or more in the pickle, and pays 67 for each.
+PER_BYTE, FREE = 80, 2**20
+PER_TENSOR = 1000  # or storage, or history
+PER_CALL, PER_CONTAINER, PER_MARK, PER_NUMBER = 320, 272, 40, 48
+PER_ENTRY = 100  # of a dictionary, which grows by copying
+PER_ITEM = 24  # the place on the stack, in the tuple taken from there, and in the container
 
 OPCODES = {opcode.code.encode('latin-1'): opcode for opcode in pickletools.opcodes}
 
@@ -85,17 +89,17 @@ class DataMachine:
         self.stack: list = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
-        constants = dict.fromkeys(('BININT', 'BININT1', 'BININT2', 'BINFLOAT'), self.stack.append)
+        numbers = dict.fromkeys(('BININT', 'BININT1', 'BININT2', 'BINFLOAT'), self.push_number)
         self.instructions: dict[str, Callable[[Any], None]] = {
-            **constants,
+            **numbers,
             'PROTO': self.check_protocol,
             'LONG1': self.push_integer,
             'BINUNICODE': self.push_text,
             'SHORT_BINSTRING': self.push_text,
-            'NONE': lambda _: self.stack.append(None),
-            'NEWTRUE': lambda _: self.stack.append(True),
-            'NEWFALSE': lambda _: self.stack.append(False),
-            'EMPTY_TUPLE': lambda _: self.stack.append(()),
+            'NONE': lambda _: self.push(None),
+            'NEWTRUE': lambda _: self.push(True),
+            'NEWFALSE': lambda _: self.push(False),
+            'EMPTY_TUPLE': lambda _: self.push(()),
             'EMPTY_LIST': lambda _: self.push_container([]),
             'EMPTY_DICT': lambda _: self.push_container({}),
             'TUPLE1': lambda _: self.push_tuple(self.take(1)),
@@ -142,17 +146,24 @@ class DataMachine:
         if version != 2:
             raise PickleError(f'it is of protocol {version}, where torch.save writes 2')
 
+    def push(self, value: Any, cost: int = 0) -> None:
+        self.pay(PER_ITEM + cost)
+        self.stack.append(value)
+
+    def push_number(self, value: float) -> None:
+        is_shared = type(value) is int and 0 <= value < 256  # by all of Python
+        self.push(value, 0 if is_shared else PER_NUMBER)
+
     def push_integer(self, value: int) -> None:
         if value.bit_length() > MAX_BITS:
             raise PickleError('an integer of too many digits')
-        self.stack.append(value)
+        self.push_number(value)
 
     def push_text(self, text: str) -> None:
-        self.pay(PER_TEXT)
-        self.stack.append(text)
+        self.push(text, sys.getsizeof(text))
 
     def mark(self, _) -> None:
-        self.pay(PER_TEXT)
+        self.pay(PER_MARK)
         self.marks.append(len(self.stack))
 
     def pay(self, cost: int) -> None:
@@ -168,18 +179,20 @@ class DataMachine:
         for value in values.values() if isinstance(values, dict) else values:
             if isinstance(value, (str, bytes)):
                 self.pay(len(value))
-            elif isinstance(value, (list, dict, set)):
+            elif isinstance(value, dict):  # of versions, each of which is copied
+                self.pay((PER_CONTAINER + 2 * PER_ENTRY) * len(value))
+            elif isinstance(value, (list, set)):
                 self.pay(PER_ENTRY * len(value))
             elif isinstance(value, tuple):
                 self.pay(PER_ITEM * len(value))
 
     def push_container(self, value) -> None:
-        self.pay(PER_CONTAINER)
-        self.stack.append(value)
+        self.push(value, PER_CONTAINER)
 
     def push_tuple(self, values: tuple) -> None:
         internal = any(isinstance(value, INTERNAL) for value in values)
-        self.push_container(Arguments(values) if internal else values)
+        values = Arguments(values) if internal else values
+        self.push(values, sys.getsizeof(values))
 
     def append(self, values: tuple) -> None:
         target = self.top()
@@ -193,6 +206,8 @@ class DataMachine:
         target = self.top()
         if type(target) not in (dict, OrderedDict) or len(pairs) % 2:
             raise PickleError(f'items set in {type(target).__name__}')
+        # An OrderedDict has a list of its own beside the table.
+        self.pay(PER_ENTRY * (len(pairs) if type(target) is OrderedDict else len(pairs) // 2))
         for key, value in zip(pairs[::2], pairs[1::2]):
             check_key(key, len(target))
             check_content(value)
@@ -204,13 +219,15 @@ class DataMachine:
             raise NotPlainError(NOT_PLAIN[name])
         if name not in NAMES:
             raise ForeignNameError(f'it asks for {ascii(name)[1:-1][:200]}')
-        self.stack.append(NAMES[name])
+        self.push(NAMES[name])
 
     def call(self, _) -> None:
         function, arguments = self.take(2)
         if type(function) is not StandIn or type(arguments) not in (tuple, Arguments):
             raise ForeignNameError(f'it calls {type(function).__name__}')
         self.charge(arguments)
+        if function.make is rebuild_tensor:
+            self.pay(PER_TENSOR - PER_CALL)
         try:
             result = function.make(*arguments)
         except TypeError as error:  # another number of arguments
@@ -221,8 +238,7 @@ class DataMachine:
         kind, arguments = self.take(2)
         if kind is not HISTORY or arguments != ():
             raise ForeignNameError(f'it makes an object of {type(kind).__name__}')
-        self.pay(PER_CALL)
-        self.stack.append(make_history())
+        self.push(make_history(), PER_TENSOR)
 
     def fill(self, _) -> None:
         target, state = self.take(2)
@@ -243,16 +259,17 @@ class DataMachine:
         name = self.pop()
         if self.find_storage is None:
             raise PickleError('a tensor where there is none')
-        self.pay(PER_CALL)
-        self.stack.append(self.find_storage(name))
+        self.push(self.find_storage(name), PER_TENSOR)
 
     def remember(self, place: int) -> None:
         value = self.top()
         if type(value) is Unfilled:
             value.places.append(place)
+        if place not in self.memo:
+            self.pay(PER_ENTRY + PER_NUMBER)
         self.memo[place] = value
 
     def recall(self, place: int) -> None:
         if place not in self.memo or type(self.memo[place]) is Unfilled:
             raise PickleError('a reference to what is not there yet')
-        self.stack.append(self.memo[place])
+        self.push(self.memo[place])

@@ -23,6 +23,7 @@ MAX_KEY = 2**60  # from here on integers are made that have the same hash
 FEW_KEYS, MOST_GAPS = 64, 2**14
 MAX_SIDE = 2**31
 LONGEST_KEY = 512  # characters
+NEWEST_VERSION = 2**16  # of a module; torch's count from 1
 
 
 class ForeignNameError(Exception):
@@ -144,18 +145,28 @@ def make_ordered_dict():
 
 
 def fill_ordered_dict(target: OrderedDict, state) -> OrderedDict:
-    """Of a state dict's attributes, PyTorch reads the versions of the modules."""
+    """Of a state dict's attributes, the versions of its modules are read, and copied.
+
+    They tell old checkpoints, in torch's BatchNorm, mmcv's deformable convolutions and mmdet's
+    anchor-free heads. PyTorch obeys the key beside them, ``assign_to_params_buffers``: it puts
+    the file's tensors in the place of the parameters, and the optimizer trains those of before.
+    """
     versions = state.get('_metadata') if type(state) is dict else None
     if type(versions) not in (dict, OrderedDict):
         raise ForeignNameError('it sets the state of an OrderedDict')
-    if any(type(version) is not dict or len(version) > 8 for version in versions.values()):
+    if any(type(version) is not dict for version in versions.values()):
         raise PickleError('versions that are none')
+    # Copied, as the memo can still change what the file has.
     target._metadata = OrderedDict(
-        (name, version)
+        (name, {'version': version['version']})
         for name, version in versions.items()
-        if all(type(number) is int for number in version.values())
+        if type(name) is str and _is_version(version.get('version'))
     )
     return target
+
+
+def _is_version(number) -> bool:
+    return type(number) is int and 0 <= number < NEWEST_VERSION
 
 
 def make_counter(counts=None):

@@ -34,16 +34,17 @@ def is_intact(path: Path) -> bool:
 
     The folders that sharded training writes are taken as they are.
     """
-    if path.is_dir():
-        return True
-    if not path.is_file():  # a pipe would never end
-        return False
     try:
+        if path.is_dir():
+            return True
+        if not path.is_file():  # a pipe would never end
+            return False
         with zipfile.ZipFile(path) as file:
             infos = file.infolist()  # torch compresses nothing, and no records overlap
             stored = all(info.compress_type == zipfile.ZIP_STORED for info in infos)
             size = sum(info.file_size for info in infos)
-            return stored and size <= path.stat().st_size and file.testzip() is None
+            once = len({info.filename for info in infos}) == len(infos)
+            return stored and once and size <= path.stat().st_size and file.testzip() is None
     except Exception:  # whatever damaged bytes make zipfile raise
         return False
 
@@ -66,13 +67,23 @@ def find_checkpoints(work_dir: Path) -> list[Path]:
     found = [path for path in work_dir.glob('*.pth') if CHECKPOINT_NAMES.fullmatch(path.name)]
     kinds = {CHECKPOINT_NAMES.fullmatch(path.name)[1] for path in found}
     found.sort(key=_number if len(kinds) < 2 else _iteration, reverse=True)
-    pointer = work_dir / POINTER
-    if pointer.is_file():
-        named = Path(pointer.read_text(errors='replace').strip())
-        for path in (named, work_dir / named.name):  # the folder may have been moved
-            if named.name and _exists(path):
-                return [path, *(other for other in found if other.name != path.name)]
+    pointer = read_pointer(work_dir) or ''
+    named = Path(pointer if pointer.isprintable() else '')  # it will be printed
+    for path in (named, work_dir / named.name):  # the folder may have been moved
+        if named.name and _exists(path):
+            return [path, *(other for other in found if other.name != path.name)]
     return found
+
+
+def read_pointer(work_dir: Path) -> str | None:
+    """What mmengine's file names as the newest checkpoint; None without such a file."""
+    pointer = work_dir / POINTER
+    try:
+        if pointer.is_file():  # a device would never end
+            return pointer.read_text(errors='replace').strip()
+    except OSError:  # it may not be read
+        pass
+    return '' if os.path.lexists(pointer) else None
 
 
 def _number(path: Path) -> int:

@@ -34,6 +34,7 @@ from .checkpointing import (
     ResumableRunner,
     SafeCheckpointHook,
     newest_intact_checkpoint,
+    read_pointer,
 )
 from .checks import (
     PHASES,
@@ -354,17 +355,16 @@ def _prepare_training(cfg: Config) -> None:
 
 def _choose_checkpoint(cfg: Config) -> None:
     """Resume from the newest checkpoint in the work dir that is intact."""
-    pointer = Path(cfg.work_dir) / POINTER
-    named = pointer.read_text().strip() if pointer.is_file() else ''
-    if '://' in named:  # mmengine finds what is stored remotely
+    named = read_pointer(Path(cfg.work_dir))
+    if '://' in (named or ''):  # mmengine finds what is stored remotely
         return
     newest, broken = newest_intact_checkpoint(Path(cfg.work_dir))
     for path in broken:
         print(f'warning: {path} is BROKEN, and passed over', file=sys.stderr)
-    if newest is None and (broken or pointer.is_file()):
+    if newest is None and (broken or named is not None):
         raise LaunchError(
-            f'no checkpoint in {cfg.work_dir} can be read: {pointer} names {named!r}; broken: '
-            f'{join(broken) or "none"}. Remove them to start anew'
+            f'no checkpoint in {cfg.work_dir} can be read: its {POINTER} names '
+            f'{named or ""!a}; broken: {join(broken) or "none"}. Remove them to start anew'
         )
     cfg.load_from = newest and str(newest)
 

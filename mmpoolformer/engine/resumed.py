@@ -23,7 +23,7 @@ from ..utils.errors import LaunchError, join
 LARGEST_COUNT = 2**53  # iterations
 LARGEST_SEED = 2**32
 MOST_KEPT = 10_000  # checkpoints
-MOST_NAMES = 5000  # that mmengine compares each with each
+MOST_NAMES = 5000  # in each part of the hub: mmengine compares each with all
 MERSENNE = 624  # numbers in the state of NumPy's and PyTorch's generators
 # How an optimizer computes, which the config of the resumed run decides.
 IMPLEMENTATION = (
@@ -174,12 +174,12 @@ def _check_hub(hub: dict) -> None:
             raise LaunchError(f'its message_hub has no {key}')
         if not all(isinstance(name, str) for name in hub[key]):
             raise LaunchError(f'its message_hub.{key} has keys that are no names')
+        if len(hub[key]) > MOST_NAMES:
+            raise LaunchError(f'its message_hub has {len(hub[key])} {key}')
     for name, log in list(hub['log_scalars'].items()):
         if isinstance(log, HistoryBuffer) and not len(log.data[0]):  # nothing to smooth
             del hub['log_scalars'][name]
     info = hub['runtime_info']
-    if len(hub['resumed_keys']) > MOST_NAMES:
-        raise LaunchError(f'its message_hub has {len(hub["resumed_keys"])} resumed_keys')
     kept = info.get('keep_ckpt_ids', [])
     if not isinstance(kept, list) or len(kept) > MOST_KEPT:
         raise LaunchError('its keep_ckpt_ids is no list of checkpoints')

@@ -24,7 +24,7 @@ from mmengine.runner import Runner
 from ..archs import is_integer
 from ..utils.errors import LaunchError, one_line
 from ..utils.files import replace_file
-from .checkpointing import POINTER
+from .checkpointing import POINTER, read_pointer
 from .resumed import check_random_state
 from .signals import Terminated
 
@@ -160,8 +160,8 @@ class ResumeHook(Hook):
     def _remove_leftover(self, runner: Runner) -> None:
         if self.leftover is None or not is_main_process():
             return
-        pointer = Path(runner.work_dir) / POINTER
-        if pointer.is_file() and Path(pointer.read_text()).name != self.leftover.name:
+        newest = read_pointer(Path(runner.work_dir))
+        if newest and Path(newest).name != self.leftover.name:
             self.leftover.unlink(missing_ok=True)
             self.leftover = None
 

@@ -225,6 +225,10 @@ def other_payloads():
         'class of an OrderedDict',
         (call(global_('collections', 'OrderedDict')) + dict_(__class__=integer(1)) + b'b'),
     )
+    yield (
+        'versions that are none',
+        call(global_('collections', 'OrderedDict')) + dict_(_metadata=dict_(a=b'N')) + b'b',
+    )
     yield 'new object', global_('collections', 'OrderedDict') + b')\x81'
     yield 'a stand-in among the values', dict_(x=global_('collections', 'OrderedDict'))
     yield 'a stand-in in a tuple', dict_(x=tuple_(tuple_(global_('torch', 'FloatStorage'))))
@@ -336,6 +340,28 @@ def growing_payloads():
     yield 'a tensor of many names', many
 
 
+def heavy_payloads():
+    """What takes the most memory for its bytes; the text is there to be paid with."""
+    text = string('a' * 10**6)
+    yield 'nothing', list_(b'N' * 10**6)
+    yield 'numbers as keys', b'}(' + b''.join(integer(k) + b'N' for k in range(150_000)) + b'u'
+    view = tuple_(storage(4), integer(0), b')', b')', b'\x89', b'N')
+    rebuild = global_('torch._utils', '_rebuild_tensor_v2')
+    swallow = global_('torch._utils', '_rebuild_parameter')
+    kept = swallow + tuple_(tensor(), rebuild + b'q\x00', view + b'q\x01') + b'R'
+    yield 'tensors', list_(kept, text, b'h\x00h\x01R' * 70_000)
+    ordered = global_('collections', 'OrderedDict') + b'q\x00'
+    yield (
+        'ordered dictionaries',
+        swallow + tuple_(tensor(), ordered) + b'R' + list_(b'h\x00)R' * 200_000) + b'\x86',
+    )
+    versions = b'}' + b''.join(
+        string(f'k{k}') + b'}' + string('version') + b'K\x01ss' for k in range(1000)
+    )
+    state = swallow + tuple_(tensor(), ordered, dict_(_metadata=versions) + b'q\x01') + b'R'
+    yield 'versions', list_(state, text, b'h\x00)Rh\x01b' * 170)
+
+
 def nested(payload):
     """A payload in the places of a checkpoint where training would meet it."""
     empty = call(global_('collections', 'OrderedDict'))
@@ -441,6 +467,24 @@ def read_and_report(path):
     code, message = read(path)
     os.write(2, message.encode(errors='replace'))
     return code
+
+
+def read_and_weigh(path):
+    """Tell by how much reading raises the peak of this process's memory, in bytes."""
+    import resource
+
+    from mmpoolformer.checkpoints import CheckpointError, read_checkpoint
+
+    def peak():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    before, end = peak(), 'read'
+    try:
+        content = read_checkpoint(path)  # kept, so that it is there when it is weighed
+    except CheckpointError as error:
+        content, end = None, str(error)
+    os.write(2, json.dumps(dict(bytes=peak() - before, end=end, kept=bool(content))).encode())
+    return READ
 
 
 def warm_up(folder):
@@ -564,6 +608,11 @@ def main():
         if sys.argv[1] == '--fuzz':
             count, seed, *paths = sys.argv[2:]
             print(json.dumps(fuzz(paths, int(count), int(seed), Path(folder))))
+            return
+        if sys.argv[1] == '--memory':
+            for path in sys.argv[2:]:
+                _, words = in_a_process(lambda path=path: read_and_weigh(Path(path)))
+                print(words, flush=True)
             return
         for path in sys.argv[1:]:
             code, words = in_a_process(lambda path=path: read_and_report(Path(path)))

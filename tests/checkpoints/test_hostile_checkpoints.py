@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, run_tool, tool_error, write_tiny_config
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import OPTIMIZERS
 from mmengine.runner import CheckpointLoader
@@ -26,11 +27,14 @@ from mmpoolformer.checkpoints import (
     read_state_dict,
     register_loaders,
 )
+from mmpoolformer.checkpoints.pickles import FREE, PER_BYTE
 from mmpoolformer.engine.checkpointing import is_intact, newest_intact_checkpoint
+from mmpoolformer.engine.launch import _choose_checkpoint
 from mmpoolformer.engine.resuming import random_state, set_random_state
 from mmpoolformer.utils.errors import LaunchError
 
 HOSTILE = dict(hostile.hostile_files())
+HEAVY = dict(hostile.heavy_payloads())
 # What reads states unchecked; on the CPU from torch 2.4 on.
 try:
     torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], fused=True)
@@ -90,6 +94,14 @@ def test_a_hostile_file_is_refused(name, ends):
 def test_the_refusal_says_what_it_met(name, word, ends):
     assert word in ends[name][1]
     assert '\x1b' not in ends[name][1]
+
+
+@pytest.mark.parametrize('name', HEAVY)
+def test_a_pickle_takes_memory_in_proportion(name, tmp_path):
+    path = tmp_path / 'a.pth'
+    path.write_bytes(hostile.file_of(HEAVY[name]))
+    (weighed,) = run_program('--memory', path)
+    assert weighed['bytes'] <= PER_BYTE * len(HEAVY[name]) + FREE, weighed
 
 
 @pytest.fixture(scope='module')
@@ -229,6 +241,41 @@ def test_many_kinds_of_mixers_are_refused(tmp_path):
     for reader in (inspect, lambda path: convert(path, 'official')):
         with pytest.raises(CheckpointError, match='5000 kinds of tensors'):
             reader(tmp_path / 'a.pth')
+
+
+def versions(changed):
+    """A state dict with versions, of which those of '' are changed through the memo afterwards."""
+    made = hostile.call(hostile.global_('collections', 'OrderedDict'))
+    own = b'}q\x05' + hostile.string('version') + b'K\x02s'
+    own += hostile.string('assign_to_params_buffers') + b'K\x01s'
+    metadata = b'}' + hostile.string('') + own + b's' + hostile.string('n') + b'}'
+    metadata += hostile.string('version') + hostile.string('2') + b'ss'
+    return made + hostile.dict_(_metadata=metadata) + b'b' + b'h\x05' + changed + b'\x86'
+
+
+@pytest.mark.parametrize(
+    'changed',
+    [
+        hostile.string('version') + hostile.list_(hostile.tensor()) + b's',
+        b'(' + b''.join(hostile.integer(number) + b'N' for number in range(10_000)) + b'u',
+    ],
+    ids=['tensors', 'many'],
+)
+def test_of_modules_their_versions_alone_are_read(changed, tmp_path):
+    (tmp_path / 'a.pth').write_bytes(hostile.file_of(versions(changed)))
+    state_dict, _ = read_checkpoint(tmp_path / 'a.pth')
+    assert state_dict._metadata == {'': {'version': 2}}
+
+
+def test_two_records_of_one_name_are_refused(tmp_path):
+    torch.save({'a': torch.ones(4)}, tmp_path / 'a.pth')
+    with zipfile.ZipFile(tmp_path / 'a.pth', 'a') as archive, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        name = next(name for name in archive.namelist() if name.endswith('/data/0'))
+        archive.writestr(name, bytes(16))
+    with pytest.raises(CheckpointError, match='two records of one name'):
+        read_checkpoint(tmp_path / 'a.pth')
+    assert not is_intact(tmp_path / 'a.pth')
 
 
 # --- what real files hold ----------------------------------------------------------------------
@@ -433,12 +480,15 @@ RESUMED = {
     'meta that is none': (lambda contents: contents.update(meta=[1]), 'it has no meta'),
     'a seed without end': (set_meta(seed=laughs()), 'lists in lists without end'),
     'a seed of lists': (set_meta(seed=[[1]]), 'its meta.seed is list'),
-    'many names': (
-        lambda contents: contents['message_hub']['resumed_keys'].update(
-            {f'n{number}': True for number in range(6000)}
-        ),
-        'resumed_keys',
-    ),
+    **{
+        f'many names in {part}': (
+            lambda contents, part=part: contents['message_hub'][part].update(
+                {f'n{number}': True for number in range(6000)}
+            ),
+            part,
+        )
+        for part in ('resumed_keys', 'runtime_info', 'log_scalars')
+    },
     'states of other shapes': (shrink_states, 'exp_avg of shape (1,)'),
     'a state without axes': (set_state(exp_avg=torch.zeros(())), 'exp_avg of shape ()'),
     'a state of integers': (set_state(exp_avg=torch.zeros(3).int()), 'exp_avg of shape (3,)'),
@@ -542,6 +592,22 @@ def test_one_cycle_is_resumed(work_dir, tmp_path):
     run_tool(*tool, '--cfg-options', 'train_cfg.max_iters=3')
     run_tool(*tool, '--resume')
     assert (tmp_path / 'work' / 'iter_4.pth').is_file()
+
+
+def test_a_checkpoint_does_not_replace_the_parameters(resume, tmp_path):
+    """PyTorch would put its tensors in their place, and the optimizer train the old ones."""
+    before = {}
+
+    def assign(contents):
+        before.update(contents['ema_state_dict'])  # the weights that are trained
+        for key in ('state_dict', 'ema_state_dict'):
+            for version in contents[key]._metadata.values():
+                version['assign_to_params_buffers'] = 1
+
+    resume(assign)
+    after = torch.load(tmp_path / 'work' / 'iter_8.pth', weights_only=False)['ema_state_dict']
+    names = [name for name in before if name.endswith('.weight')]
+    assert names and not all(torch.equal(before[name], after[name]) for name in names)
 
 
 @pytest.mark.parametrize('case', RESUMED)
@@ -678,6 +744,37 @@ def test_records_that_overlap_are_broken(tmp_path):
     with zipfile.ZipFile(path) as file:
         assert len(file.infolist()) == count
     assert not is_intact(path)
+
+
+def link_to_nothing(path):
+    path.symlink_to('gone')
+
+
+def link_to_itself(path):
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize('make', [link_to_nothing, link_to_itself])
+@pytest.mark.parametrize('name', ['iter_5.pth', 'last_checkpoint'])
+def test_links_that_lead_nowhere_leave_older_checkpoints_to_be_found(name, make, tmp_path):
+    torch.save({'a': torch.ones(2)}, tmp_path / 'iter_3.pth')
+    os.utime(tmp_path / 'iter_3.pth', (0, 0))
+    make(tmp_path / name)
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    _choose_checkpoint(cfg)
+    assert cfg.load_from == str(tmp_path / 'iter_3.pth')
+    (tmp_path / 'iter_3.pth').unlink()
+    with pytest.raises(LaunchError, match='no checkpoint in'):
+        _choose_checkpoint(cfg)
+
+
+@pytest.mark.parametrize('pointer', [b'\xff\xfe.pth', b'\x1b]0;owned\x07.pth'])
+def test_a_pointer_that_is_no_text_is_named_in_the_message(pointer, tmp_path, capsys):
+    (tmp_path / os.fsdecode(pointer)).write_bytes(b'broken')
+    (tmp_path / 'last_checkpoint').write_bytes(pointer)
+    with pytest.raises(LaunchError, match='last_checkpoint names') as error:
+        _choose_checkpoint(Config(dict(work_dir=str(tmp_path))))
+    assert (str(error.value) + capsys.readouterr().err).isprintable()
 
 
 @pytest.mark.parametrize('damage', ['encrypted', 'method', 'pointer'])
