@@ -528,7 +528,7 @@ RESUMED = {
     ),
     'another model': (widen, 'it is of another model'),
     'a part of a model': (
-        lambda contents: contents['state_dict'].popitem(),
+        lambda contents: contents['state_dict'].popitem(last=False),
         'it is of another model',
     ),
     'averaged weights that are none': (spoil_average, 'NaN or Inf in module.'),
