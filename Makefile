@@ -1,6 +1,6 @@
 # make demo   set up, make the data set, train and evaluate, show a table and pictures
 # make test   set up, run the whole suite
-# make test-long  the tests that take minutes: runs killed at random moments
+# make test-long  the tests that take minutes: runs killed at random moments, real schedulers
 # make test-gpu  the operations and the backbone on this machine's GPU, which the others leave alone
 # make setup  the environment alone; STACK=maintained (default) or classic, PYTHON=...,
 #             MMCV_WHEELS=... index, page or folder with prebuilt wheels of mmcv

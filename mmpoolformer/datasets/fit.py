@@ -178,7 +178,7 @@ def check_suffix(dataset: Any, where: str) -> Iterator[Problem]:
     """Name the images that mmseg passes over because of their suffix, which is ``.jpg`` at first.
 
     Args:
-        dataset: A data set of mmseg, loaded.
+        dataset: A data set of mmseg, which need not be loaded: without an image it cannot be.
         where: Its place in the config.
     """
     if dataset.ann_file:
@@ -195,7 +195,7 @@ def check_suffix(dataset: Any, where: str) -> Iterator[Problem]:
         f'passed over, such as {passed_over[0]!a}. Set img_suffix={suffix!r} in every data set '
         'that has such images'
     )
-    level = WARNING if len(dataset) else ERROR
+    level = WARNING if len(passed_over) < len(names) else ERROR
     yield Problem(level, 'images of another suffix', f'{where}.img_suffix', detail)
 
 
@@ -208,8 +208,9 @@ def check_labels(node: dict, classes: tuple[str, ...], where: str) -> Iterator[P
         where: Its place in the config.
     """
     try:
-        dataset = DATASETS.build(dict(node, pipeline=[], lazy_init=False))
+        dataset = DATASETS.build(dict(node, pipeline=[], lazy_init=True))
         yield from check_suffix(dataset, where)
+        dataset.full_init()
         count = min(len(dataset), LABEL_MAPS)
         infos = [dataset.get_data_info(i * len(dataset) // count) for i in range(count)]
         lossy = [path for path in (info['seg_map_path'] for info in infos) if is_jpeg(path)]

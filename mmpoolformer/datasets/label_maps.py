@@ -55,10 +55,10 @@ class LabelsFit:
         self.num_classes, self.ignored = num_classes, ignored
 
     def __call__(self, results: dict) -> dict:
-        labels, size = results.get('gt_seg_map'), tuple(results['ori_shape'][:2])
+        labels = results.get('gt_seg_map')
         if labels is None:
             return results
-        path = results.get('seg_map_path')
+        path, size = results.get('seg_map_path'), tuple(results.get('ori_shape', labels.shape)[:2])
         if labels.shape != size:
             raise DataError(
                 f'label map {path} has shape {labels.shape}, its image {size} (height, width)'

@@ -219,7 +219,7 @@ def test_images_of_another_suffix_are_named(left, own_labels, tmp_path):
     cfg = Config.fromfile(SEM_FPN)
     use_four_classes(cfg, False)
     cfg.train_dataloader.dataset.data_root = str(root)
-    del cfg['val_dataloader'], cfg['test_dataloader']
+    cfg.val_dataloader = cfg.test_dataloader = None
     init_default_scope('mmseg')
     (problem,) = check_fit(cfg)
     assert problem.level == (WARNING if left else ERROR)

@@ -177,12 +177,15 @@ def test_a_node_that_is_restarted_joins_again_and_the_run_resumes(config, start_
     work = tmp_path / 'work'
     command = [sys.executable, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc-per-node=1']
     command += ['--max-restarts=3', '--rdzv-backend=c10d', '--rdzv-id=run']
-    command += [f'--rdzv-endpoint=127.0.0.1:{free_port()}', ROOT / 'tools' / 'train.py', config]
-    command += ['--launcher', 'pytorch', '--work-dir', work, '--resume', *OPTIONS]
-    first, second = (start_node(number, command) for number in range(2))
+    command += [f'--rdzv-endpoint=127.0.0.1:{free_port()}']
+    script = [ROOT / 'tools' / 'train.py', config, '--launcher', 'pytorch']
+    script += ['--work-dir', work, '--resume', *OPTIONS]
+    hosts = [*command, '--rdzv-conf=is_host=1', *script]  # of what the agents agree by
+    joins = [*command, '--rdzv-conf=is_host=0', *script]
+    first, second = start_node(0, hosts), start_node(1, joins)
     wait_for(lambda: (work / 'iter_20.pth').is_file(), MINUTES, 'checkpoint')
     end_node(second)
-    second = start_node(1, command)
+    second = start_node(1, joins)
     log = tmp_path / 'node_0.log'
     assert first.wait(timeout=MINUTES) == 0, log.read_text()[-3000:]
     assert second.wait(timeout=60) == 0
