@@ -13,7 +13,7 @@ from gpu.pack import MOST_BYTES, pack
 from gpu.rules import LARGEST, device_entry, error_ratio, is_wrong, write_table
 from helpers import ROOT, start_tool
 
-from mmpoolformer.ops import backend, measured
+from mmpoolformer.ops import backend, first_use, measured
 
 needs_triton = pytest.mark.skipif(not backend.SUPPORTED, reason='needs torch 2.8 or later')
 
@@ -146,7 +146,7 @@ def test_correct_passes_on_the_cpu(run, tmp_path):
     assert code == 0, printed[-3000:]
     records = found_in(tmp_path)
     ran = {name for record in records for name in record.get('kernels', ())}
-    assert ran == {'pool_mix', 'channel_mlp'}
+    assert ran == set(first_use.TRIALS)
     assert {r['sanitizer'] for r in records if 'cause' in r} == {'not run'}
     (fallback,) = [r for r in records if 'warnings' in r]
     assert fallback['kernels'] == [] and fallback['warnings'] == 1
@@ -176,7 +176,7 @@ def test_times_and_sizes_fill_the_table(run, tmp_path):
         code, printed = run(*command, '--out', tmp_path)
         assert code == 0, printed[-3000:]
     timed = [record for record in found_in(tmp_path) if 'floor' in record]
-    assert {record['operation'] for record in timed} == {'pool_mix', 'channel_mlp'}
+    assert {record['operation'] for record in timed} == set(first_use.TRIALS)
     known = measured.load(tmp_path / 'measured.json')['cpu']
     assert {case for op in known.operations.values() for case in op.time_ratios} == {
         record['case'] for record in timed
