@@ -309,7 +309,6 @@ def growing_payloads():
     yield 'versions of many modules', ordered + b'q\x00' + state + b'q\x01' + dicts + b'\x87'
     yield 'a long name', b'}' + string('.' * 300_000) + b'Ns'
     yield 'dicts alone', b'](' + b'}' * 300_000 + b'e'
-    yield 'tuples alone', b'](' + b'N\x85' * 300_000 + b'e'
     name = (string('storage'), global_('torch', 'FloatStorage'), string('0'), string('cpu'))
     yield 'storages of one name', tuple_(*name, integer(4)) + b'q\x00' + b'(' + b'h\x00Q' * 300_000
     yield 'histories of one name', HISTORY + b'q\x00' + b'(' + b'h\x00)\x81' * 300_000
@@ -344,6 +343,7 @@ def heavy_payloads():
     """What takes the most memory for its bytes; the text is there to be paid with."""
     text = string('a' * 10**6)
     yield 'nothing', list_(b'N' * 10**6)
+    yield 'tuples', list_(b'N\x85' * 300_000)
     yield 'numbers as keys', b'}(' + b''.join(integer(k) + b'N' for k in range(150_000)) + b'u'
     view = tuple_(storage(4), integer(0), b')', b')', b'\x89', b'N')
     rebuild = global_('torch._utils', '_rebuild_tensor_v2')
