@@ -37,11 +37,12 @@ from .stand_ins import (
 
 MAX_BITS = 128  # of an integer; torch's own mark of an old file has 77
 # What a pickle may make of each of its bytes, in bytes of memory, and what is made takes, measured
-# at its peak. A tensor without axes has 58 bytes or more in the pickle, and pays 67 for each.
+# at its peak. A tensor without axes has 58 bytes or more in the pickle, and pays 68 for each.
 PER_BYTE, FREE = 80, 2**20
 PER_TENSOR = 1000  # or storage, or history
 PER_CALL, PER_CONTAINER, PER_MARK, PER_NUMBER = 320, 272, 40, 48
 PER_ENTRY = 100  # of a dictionary, which grows by copying
+PER_TUPLE = 72  # more than it takes: one in two bytes is in no honest file, and is refused
 PER_ITEM = 24  # the place on the stack, in the tuple taken from there, and in the container
 
 OPCODES = {opcode.code.encode('latin-1'): opcode for opcode in pickletools.opcodes}
@@ -192,7 +193,7 @@ class DataMachine:
     def push_tuple(self, values: tuple) -> None:
         internal = any(isinstance(value, INTERNAL) for value in values)
         values = Arguments(values) if internal else values
-        self.push(values, sys.getsizeof(values))
+        self.push(values, sys.getsizeof(values) + PER_TUPLE)
 
     def append(self, values: tuple) -> None:
         target = self.top()

@@ -309,6 +309,7 @@ def growing_payloads():
     yield 'versions of many modules', ordered + b'q\x00' + state + b'q\x01' + dicts + b'\x87'
     yield 'a long name', b'}' + string('.' * 300_000) + b'Ns'
     yield 'dicts alone', b'](' + b'}' * 300_000 + b'e'
+    yield 'tuples alone', b'](' + b'N\x85' * 300_000 + b'e'
     name = (string('storage'), global_('torch', 'FloatStorage'), string('0'), string('cpu'))
     yield 'storages of one name', tuple_(*name, integer(4)) + b'q\x00' + b'(' + b'h\x00Q' * 300_000
     yield 'histories of one name', HISTORY + b'q\x00' + b'(' + b'h\x00)\x81' * 300_000
