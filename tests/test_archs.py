@@ -39,13 +39,28 @@ def test_every_field_is_checked():
         (dict(has_classifier=1), ['has_classifier', 'True or False']),
         (dict(res_scale_init_values=(1, 1)), ['res_scale_init_values', '4']),
         (dict(layer_scale_init_value=None), ['None', 'res_scale_init_values']),
-        (dict(baseline=True), ['baseline', 'act', 'res_scale_init_values', 'downsample_norm']),
+        (dict(layers=(1, 0, 1, 1)), ['layers', '(1, 0, 1, 1)', 'positive']),
+        (
+            dict(baseline=True),
+            ["unknown fields ['baseline']", 'act', 'res_scale_init_values', 'downsample_norm'],
+        ),
     ],
 )
 def test_bad_values_are_refused(fields, words):
     with pytest.raises(ValueError) as error:
         resolve_arch(dict(TINY, **fields))
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_missing_field_is_named():
+    with pytest.raises(ValueError, match=r"missing fields \['embed_dims'\]"):
+        resolve_arch(dict(layers=(1, 1, 1, 1)))
+
+
+def test_both_tables_are_looked_up_by_name():
+    assert all(
+        resolve_arch(name) is arch for table in (ARCHS, METAFORMERS) for name, arch in table.items()
+    )
 
 
 @pytest.mark.parametrize(
