@@ -23,7 +23,10 @@ def parse_args():
         required=True,
         help='COCO file, folder of Pascal VOC or YOLO files, or of label maps (segmentation)',
     )
-    parser.add_argument('--val-images', help='folder of the validation images (default: --images)')
+    parser.add_argument(
+        '--val-images',
+        help='folder of the validation images, with --val-annotations (default: --images)',
+    )
     parser.add_argument(
         '--val-annotations',
         help='as --annotations; without it, a part of the training set is taken, image by image, '

@@ -188,7 +188,8 @@ def _fetch(url: str, path: Path) -> None:
         torch.hub.download_url_to_file(url, str(path))  # written aside, then renamed
     except (OSError, ValueError, HTTPException) as error:
         raise CheckpointError(
-            f'{url} cannot be downloaded ({error}). Fetch it elsewhere and give its path'
+            f'{url} cannot be downloaded ({error}). Fetch it elsewhere and give its '
+            'path in its place, to train as --cfg-options model.backbone.init_cfg.checkpoint=FILE'
         ) from error
 
 

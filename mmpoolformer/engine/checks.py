@@ -135,7 +135,10 @@ def check_data(cfg: Config, phase: str) -> None:
     local = [local_path(path) for path in paths if path]
     missing = [str(path) for path in dict.fromkeys(local) if path and not path.exists()]
     if missing:
-        source = cfg.get('data_source', 'set the data_root of each dataloader to where it is')
+        source = cfg.get(
+            'data_source',
+            'set data_root, or data_prefix and ann_file, of each data set to where it is',
+        )
         raise LaunchError(
             'data not found:\n  '
             + '\n  '.join(missing)

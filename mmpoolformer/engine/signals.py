@@ -36,11 +36,10 @@ class WorkerSignals:
     """Initialise a data-loading worker so that the first SIGTERM does not end it.
 
     Whoever ends a job signals its whole process group, and training needs its workers until
-    it has saved. The second signal ends a worker, as does a while without one, and so does the
-    first when the run is over: then it is ``multiprocessing`` that ends what is left at exit.
+    it has saved, however long its iteration takes. The second signal ends a worker, as does the
+    end of the process that it works for, which PyTorch watches; and so does the first when the
+    run is over: then it is ``multiprocessing`` that ends what is left at exit.
     """
-
-    GRACE = 120  # seconds
 
     def __init__(self, worker_init_fn: Callable[[int], None] | None):
         self.worker_init_fn = worker_init_fn
@@ -62,4 +61,3 @@ class WorkerSignals:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self.run_is_over.item():
             signal.raise_signal(signal.SIGTERM)
-        signal.alarm(self.GRACE)

@@ -243,6 +243,22 @@ def test_bad_coco_data_are_refused(case, own_coco):
     refuse(*BAD_COCO[case], read('retinanet_poolformer-s12_fpn_1x_coco'), own_coco)
 
 
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (dict(val_images='images'), ['val_images', 'val_annotations', 'neither']),
+        (dict(val_annotations='nowhere.json'), ['nowhere.json', 'cannot be read', 'No such file']),
+        (dict(val_images='others', val_annotations='all.json'), ['none of the', 'others']),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, dict) else '',
+)
+def test_bad_validation_data_are_refused(options, words, own_coco):
+    (own_coco / 'others').mkdir()
+    options = {key: own_coco / name for key, name in options.items()}
+    cfg = read('retinanet_poolformer-s12_fpn_1x_coco')
+    refuse(lambda _: None, words, cfg, own_coco, **options)
+
+
 def test_categories_in_another_order_are_refused(own_coco):
     content = json.loads((own_coco / 'all.json').read_text())
     content['categories'].reverse()

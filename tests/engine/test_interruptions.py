@@ -1,5 +1,6 @@
 """Runs that are killed: what is on disk is whole, and the resumed run is the same run."""
 
+import atexit
 import multiprocessing
 import os
 import random
@@ -164,15 +165,29 @@ def test_sigterm_to_the_whole_job_leaves_the_workers_time_to_save(job_with_worke
     process = job_with_workers(2000)
     while process.poll() is None and count_lines(tmp_path / 'work') < 5:
         time.sleep(0.05)
+    assert process.poll() is None, process.communicate()[1]
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM and 'Traceback' not in errors, errors
     assert is_intact(Path((tmp_path / 'work' / 'last_checkpoint').read_text()))
 
 
+def test_a_worker_outlives_one_sigterm_for_as_long_as_an_iteration_takes():
+    before = signal.getsignal(signal.SIGTERM)
+    signals = WorkerSignals(None)
+    atexit.unregister(signals._end_run)  # this process is no run
+    try:
+        signals(0)
+        signal.raise_signal(signal.SIGTERM)
+        assert signal.alarm(0) == 0  # no clock ends it
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # the second does
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_workers_end_with_the_run(job_with_workers):
     process = job_with_workers(3)
-    _, errors = process.communicate(timeout=WorkerSignals.GRACE - 20)
+    _, errors = process.communicate(timeout=100)
     assert process.returncode == 0 and 'Exception ignored' not in errors, errors
 
 

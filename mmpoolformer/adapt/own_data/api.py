@@ -37,7 +37,8 @@ def use_dataset(cfg: Config, images: str | Path, annotations: str | Path, **opti
         annotations: Detection: a COCO file, whose categories become the classes, in its order,
             or a folder of Pascal VOC or YOLO files, which become a COCO file beside it.
             Segmentation: a folder of label maps with the names of the images.
-        val_images: Folder of the validation images; by default ``images``.
+        val_images: Folder of the validation images, with ``val_annotations``; by default
+            ``images``.
         val_annotations: As ``annotations``. Without it a part of the training set becomes the
             validation set, image by image, and the lists are written beside the annotations.
         val_share: The part of the images in that case, 0.2 by default.
@@ -95,6 +96,11 @@ def adapt(
     for name, value in (('batch_size', batch_size), ('epochs', epochs)):
         if value is not None and not (is_integer(value) and value > 0):
             raise OwnDataError(f'{name}={value!r}: give a positive whole number')
+    if val_images is not None and val_annotations is None:
+        raise OwnDataError(
+            f'val_images={str(val_images)!r} has no val_annotations beside it: give both, or '
+            'neither, and a part of the training images is taken'
+        )
     earlier = []
     if arch is not None:
         cfg, earlier = swap(cfg, arch, checkpoint)

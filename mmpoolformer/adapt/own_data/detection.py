@@ -46,6 +46,7 @@ def coco_data(
                 f'{join(classes)}: mmdet would evaluate one class as another. Write both with the '
                 'same list of categories'
             )
+        _check_images(val.images, _content(val.annotations))
         count = len(content['images'])
     else:
         train, val, count = _split(train, content, share, seed)
@@ -95,7 +96,9 @@ def _check_images(images: Path, content: dict) -> None:
 def _classes(path: Path) -> tuple[str, ...]:
     try:
         names = tuple(str(category['name']) for category in read_categories(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise OwnDataError(f'annotations: {path} cannot be read: {error}') from error
+    except (ValueError, KeyError, TypeError) as error:
         raise OwnDataError(f'{path} has no categories as COCO writes them: {error}') from error
     twice = sorted({name for name in names if names.count(name) > 1})
     if not names or twice:

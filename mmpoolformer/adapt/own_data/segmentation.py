@@ -60,7 +60,8 @@ def _pairs(part: Part) -> tuple[list[str], tuple[str, str]]:
         if len(suffixes) != 1:
             what = f'files of {", ".join(sorted(suffixes))}' if suffixes else 'no image'
             raise OwnDataError(
-                f'{where} has {what}: mmseg reads one suffix, of {", ".join(allowed)}'
+                f'{where} has {what}: mmseg reads one suffix, of {", ".join(allowed)}. Convert the '
+                'others, or take one folder for each'
             )
         suffix = suffixes.pop()
         names = {path.relative_to(where).as_posix().removesuffix(suffix) for path in files}
