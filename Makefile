@@ -4,6 +4,7 @@
 # make test-gpu  the operations and the backbone on this machine's GPU, which the others leave alone
 # make setup  the environment alone; STACK=maintained (default) or classic, PYTHON=...,
 #             MMCV_WHEELS=... index, page or folder with prebuilt wheels of mmcv
+# make docs   the site, into site/; make docs-serve shows it while you write
 # make lint   ruff
 # make clean  remove everything that was made here
 
@@ -16,7 +17,7 @@ RUN = $(VENV)/bin/python
 # Modules from elsewhere would hide those of the environment.
 unexport PYTHONPATH
 
-.PHONY: demo test test-long test-gpu setup lint clean
+.PHONY: demo test test-long test-gpu docs docs-serve setup lint clean
 
 demo: setup
 	$(RUN) dev/demo.py
@@ -30,6 +31,12 @@ test-long: setup
 test-gpu: setup
 	MMPOOLFORMER_TEST_GPU=1 $(RUN) -m pytest tests/ops
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+docs-serve: setup
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve
+
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -39,4 +46,4 @@ setup:
 		$(if $(MMCV_WHEELS),--mmcv-wheels '$(MMCV_WHEELS)')
 
 clean:
-	rm -rf .venv .venv-classic build dist *.egg-info work_dirs data/digits .pytest_cache .ruff_cache
+	rm -rf .venv .venv-classic build dist site *.egg-info work_dirs data/digits .pytest_cache .ruff_cache

@@ -253,7 +253,7 @@ def page(content: dict) -> list[str]:
         'Made by `benchmarks/token_mixers.py`; do not edit. Is it the frame or the mixer that '
         'counts (arXiv 2111.11418), asked again on dense prediction: every token mixer in the '
         'same frame (S12), trained with the same budget on the '
-        '[digits](../../README.md#the-digits-data-set). '
+        '[digits](../guides/train.md#the-digits-data-set). '
         'How to use them: [MetaFormer](../metaformer.md).',
         '',
         *results_table(records, costs),

@@ -1,4 +1,4 @@
-"""Registration: the only file of the package that knows the toolboxes' registries.
+"""Registration: names of the backbones in mmengine's registry and the toolboxes'.
 
 A toolbox's ``registry`` module does not import its models.
 """

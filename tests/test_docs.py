@@ -2,17 +2,25 @@
 
 import ast
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers import PUBLISHED, ROOT, run_tool, shell_commands
+from helpers import PUBLISHED, ROOT, TINY, load_tool, run_tool, shell_commands
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from mmpoolformer import PoolFormer
 from mmpoolformer.adapt.zoo import find_config
+from mmpoolformer.engine.launch import find_config_file
 
 README = (ROOT / 'README.md').read_text()
+CHINESE = (ROOT / 'README_zh-CN.md').read_text()
+SWAP, TRAIN = ((ROOT / 'docs' / 'guides' / name).read_text() for name in ('swap.md', 'train.md'))
+FENCE = re.compile(r'^```.*?^```', flags=re.M | re.S)
 INDEX = yaml.safe_load((ROOT / 'model-index.yml').read_text())
 
 # Tables 3 and 4 of arXiv 2111.11418.
@@ -44,7 +52,7 @@ def retrained(model):
     )
 
 
-TOP = [ROOT / name for name in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md')]
+TOP = [ROOT / name for name in ('README.md', 'README_zh-CN.md', 'CHANGELOG.md', 'CONTRIBUTING.md')]
 PAGES = [*TOP, ROOT / 'dev' / 'gpu' / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 
 
@@ -106,23 +114,63 @@ def test_index_parameters_are_those_of_the_model(model):
     assert sum(p.numel() for p in built.parameters()) == model['Metadata']['Parameters']
 
 
+READMES = [README, CHINESE]
+by_language = pytest.mark.parametrize('readme', READMES, ids=['English', 'Chinese'])
+
+
+@by_language
 @by_model
-def test_readme_row_of_a_model(model):
+def test_readme_row_of_a_model(model, readme):
     config, name = model['Config'], model['Name']
-    (row,) = [line for line in README.splitlines() if line.startswith(f'| [{name}]')]
+    (row,) = [line for line in readme.splitlines() if line.startswith(f'| [{name}]')]
     assert f'({config})' in row
     assert ', '.join(f'{key} {value}' for key, value in results(model).items()) in row
-    if 'Weights' in model:
-        assert f'<br>[weights]({model["Weights"]}) of mmseg: {retrained(model)} |' in row
-    assert f'{model["Metadata"]["Parameters"] / 1e6:.1f} M' in row
-    checkpoint = 'epoch_12.pth' if 'coco' in name else 'iter_40000.pth'
-    assert f'`tools/dist_train.sh {config} 8`' in row
-    assert f'`tools/dist_test.sh {config} work_dirs/{name}/{checkpoint} 8`' in row
+    weights = f'[mIoU {retrained(model)}]({model["Weights"]})' if 'Weights' in model else '–'
+    assert row.endswith(f'| {model["Metadata"]["Parameters"] / 1e6:.1f} M | {weights} |')
 
 
-def test_readme_names_paths_that_exist():
+def test_readme_gives_the_commands_of_its_models_once():
+    commands = [line.split('#')[0].split() for line in shell_commands(README)]
+    assert ['tools/dist_train.sh', 'NAME', '8'] in commands
+    assert ['tools/dist_test.sh', 'NAME', 'CHECKPOINT', '8'] in commands
+    assert all(find_config_file(model['Name']).is_file() for model in INDEX['Models'])
+
+
+def test_readme_fits_on_a_few_screens():
+    assert README.count('\n') <= 150 and CHINESE.count('\n') <= 150
+
+
+def parts(readme):
+    """What both languages share, by heading: code without its comments, tables, links, numbers."""
+    pieces = re.split(r'^(#+) .*\n', FENCE.sub(lambda match: hide(match[0]), readme), flags=re.M)
+    return [(level, *facts(text)) for level, text in zip(pieces[1::2], pieces[2::2], strict=True)]
+
+
+def hide(block):
+    """A block of code on one line, without comments."""
+    return '\0' + re.sub(r' *#.*', '', block).replace('\n', '\1') + '\0'
+
+
+def facts(text):
+    code = re.findall('\0.*?\0', text)
+    text = re.sub('\0.*?\0', '', text)
+    tables = [line.count('|') for line in text.splitlines() if line.startswith('|')]
+    links = sorted(set(re.findall(r'\]\(([^)]*)\)', text)) - {'README.md', 'README_zh-CN.md'})
+    names = sorted(set(re.findall(r'`([^`]*)`', text)))
+    numbers = sorted(re.findall(r'\d+(?:\.\d+)*', text))
+    return code, tables, links, names, numbers
+
+
+def test_readme_says_the_same_in_chinese():
+    english, chinese = map(parts, READMES)
+    for one, other in zip(english, chinese, strict=True):
+        assert one == other
+
+
+@by_language
+def test_readme_names_paths_that_exist(readme):
     paths = re.findall(
-        r'(?<![\w/.])(?:tools|benchmarks|dev|configs|requirements)/[\w./-]+\w', README
+        r'(?<![\w/.])(?:tools|benchmarks|dev|demo|configs|requirements)/[\w./-]+\w', readme
     )
     assert paths
     for path in set(paths):
@@ -140,9 +188,10 @@ def test_readme_swap_in_python_takes_five_lines(tmp_path, monkeypatch):
     assert (model.backbone.type, model.backbone.arch) == ('PoolFormer', 's24')
 
 
-def test_readme_swap_on_the_command_line_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize('page', [README, SWAP], ids=['README', 'guide'])
+def test_swap_on_the_command_line_runs(page, tmp_path, monkeypatch):
     tool = 'python tools/swap_backbone.py '
-    (line,) = (line for line in shell_commands(README) if line.startswith(tool))
+    (line,) = (line for line in shell_commands(page) if line.startswith(tool))
     arguments = line.removeprefix(tool)
     monkeypatch.chdir(tmp_path)
     run_tool('swap_backbone', *arguments.split())
@@ -150,16 +199,16 @@ def test_readme_swap_on_the_command_line_runs(tmp_path, monkeypatch):
     assert Config.fromfile(written).model.backbone.arch == 's24'
 
 
-def test_readme_python_runs():
-    (code,) = re.findall(r'The backbone alone:\n\n```python\n(.*?)```', README, flags=re.S)
+def test_python_of_the_backbone_alone_runs():
+    (code,) = re.findall(r'## The backbone alone\n\n```python\n(.*?)```', SWAP, flags=re.S)
     scope = {}
     exec(code, scope)
     assert [f.shape[2] for f in scope['features']] == [56, 28, 14, 7]
 
 
 @pytest.mark.parametrize('scope, name', [('mmdet', 'detection'), ('mmseg', 'segmentation')])
-def test_readme_config_snippet_builds(scope, name, tmp_path):
-    (code,) = re.findall(r'By hand, in any config:\n\n```python\n(.*?)```', README, flags=re.S)
+def test_config_snippet_of_the_guide_builds(scope, name, tmp_path):
+    (code,) = re.findall(r'In any config:\n\n```python\n(.*?)```', SWAP, flags=re.S)
     base = next(p for p in PUBLISHED if p.parent.name == name and 's12' in p.name)
     (tmp_path / 'own.py').write_text(f'_base_ = {str(base)!r}\n{code}')
     cfg = Config.fromfile(tmp_path / 'own.py')
@@ -167,6 +216,50 @@ def test_readme_config_snippet_builds(scope, name, tmp_path):
     init_default_scope(scope)
     with torch.device('meta'):
         MODELS.build(cfg.model)
+
+
+def test_checkpoint_commands_of_the_guide_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = PoolFormer(TINY).state_dict()
+    torch.save(weights, 'poolformer_s12.pth.tar')
+    (tmp_path / 'work_dirs' / 'my_model').mkdir(parents=True)
+    torch.save(dict(state_dict=weights, meta={}), 'work_dirs/my_model/epoch_12.pth')
+    page = (ROOT / 'docs' / 'guides' / 'checkpoints.md').read_text()
+    for line in shell_commands(page):
+        python, script, *arguments = line.split('#')[0].split()
+        assert python == 'python'
+        run_tool(Path(script).stem, *arguments)
+    assert (tmp_path / 'poolformer_s12.safetensors').is_file()
+    assert list(tmp_path.glob('my_model-*.pth'))
+
+
+# What stands for a model or data of the reader, and is parsed and not run.
+PARSED = [
+    line.split('#')[0].split()
+    for page in (README, SWAP, TRAIN)
+    for line in shell_commands(page)
+    if line.startswith('python tools/') and 'swap_backbone.py' not in line
+]
+
+
+@pytest.mark.parametrize('command', PARSED, ids=' '.join)
+def test_options_of_a_command_exist(command, monkeypatch):
+    _, script, *arguments = command
+    monkeypatch.setattr(sys, 'argv', [script, *arguments])
+    load_tool(Path(script).stem)['parse_args']()
+
+
+def test_scripts_of_several_processes_say_how_they_are_called():
+    page = (ROOT / 'docs' / 'guides' / 'distributed.md').read_text()
+    for line in [*shell_commands(page), *shell_commands(README)]:
+        script, *arguments = line.split('#')[0].split()
+        if script.endswith('.sh'):
+            usage = subprocess.run([ROOT / script], capture_output=True, text=True).stderr
+            words = usage.split(Path(script).name)[1].split('[')[0].split()
+            assert len(arguments) == len(words)
+    for name in re.findall(r'`([A-Z_]{4,})`', page):
+        scripts = ''.join(path.read_text() for path in (ROOT / 'tools').glob('*.sh'))
+        assert name in scripts or name == 'SIGTERM', name
 
 
 def test_every_test_that_the_promises_name_exists():
@@ -186,11 +279,13 @@ def test_every_test_that_the_promises_name_exists():
     assert not files - {path.name for path in paths}
 
 
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md']
-PAGES += [path for folder in ('docs', 'docs/guides') for path in (ROOT / folder).glob('*.md')]
+WRITTEN = [
+    *TOP,
+    *(path for folder in ('docs', 'docs/guides') for path in (ROOT / folder).glob('*.md')),
+]
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize('page', WRITTEN, ids=lambda path: path.name)
 def test_lines_are_short(page):
     lines = [line for line in page.read_text().splitlines() if not line.startswith('|')]
     assert max(map(len, lines)) <= 120

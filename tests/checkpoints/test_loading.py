@@ -96,8 +96,8 @@ def test_backbone_of_hugging_face_without_its_classifier(tmp_path):
     pretrained(tmp_path / 'a.bin')
 
 
-def test_readme_table_lists_what_is_tested_here():
-    table = (ROOT / 'README.md').read_text().split('### Weights')[1]
+def test_the_guide_lists_what_is_tested_here():
+    table = (ROOT / 'docs' / 'guides' / 'checkpoints.md').read_text()
     for layout in LAYOUTS:
         (row,) = [line for line in table.splitlines() if line.startswith(f'| `{layout}`')]
         assert row.count('works') == 3
