@@ -78,9 +78,9 @@ def page(index: list[dict], counts: dict, speeds: dict) -> list[str]:
     lines = [
         '# Model zoo',
         '',
-        'Made by `benchmarks/models.py` from [model-index.yml](../../model-index.yml); do not edit. '
-        f'Results are the paper’s ({PAPER}, Tables 3 and 4), by the official code. The configs hold '
-        'its recipe and were not trained again here.',
+        'Made by `benchmarks/models.py` from [model-index.yml](../../model-index.yml); do not '
+        f'edit. Results are the paper’s ({PAPER}, Tables 3 and 4), by the official code. The '
+        'configs hold its recipe and were not trained again here.',
     ]
     for method, heading in TABLES.items():
         models = [model for model in index if model['Name'].startswith(method)]

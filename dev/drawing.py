@@ -35,8 +35,7 @@ def draw(cfg: Config, checkpoint: str, data: Path, path: Path) -> int:
 
 
 def draw_detections(cfg: Config, checkpoint: str, data: Path, path: Path) -> torch.nn.Module:
-    from mmcv.ops import nms
-    from mmdet.apis import inference_detector, init_detector
+    from mmdet.apis import init_detector
 
     model = init_detector(cfg, checkpoint, device='cpu')
     coco = COCO(cfg.val_evaluator.ann_file)
@@ -51,21 +50,24 @@ def draw_detections(cfg: Config, checkpoint: str, data: Path, path: Path) -> tor
             [(*a['bbox'], coco.cats[a['category_id']]['name']) for a in truth],
             'ground truth',
         )
-        found = inference_detector(model, image).pred_instances
-        # One box per digit, whatever its class: pictures want fewer boxes than the metric.
-        found = found[found.scores > SCORE_THRESHOLD]
-        found = found[nms(found.bboxes, found.scores, 0.5)[1]].numpy()
-        draw_boxes(
-            column[1],
-            image,
-            [
-                (x0, y0, x1 - x0, y1 - y0, f'{label} ({score:.2f})')
-                for (x0, y0, x1, y1), label, score in zip(found.bboxes, found.labels, found.scores)
-            ],
-            'prediction',
-        )
+        draw_boxes(column[1], image, find_boxes(model, image), 'prediction')
     save(figure, path)
     return model
+
+
+def find_boxes(model: torch.nn.Module, image: np.ndarray) -> list[tuple]:
+    """What a detector finds: corner, width, height and label of each box."""
+    from mmcv.ops import nms
+    from mmdet.apis import inference_detector
+
+    found = inference_detector(model, image).pred_instances
+    # One box per digit, whatever its class: pictures want fewer boxes than the metric.
+    found = found[found.scores > SCORE_THRESHOLD]
+    found = found[nms(found.bboxes, found.scores, 0.5)[1]].numpy()
+    return [
+        (x0, y0, x1 - x0, y1 - y0, f'{label} ({score:.2f})')
+        for (x0, y0, x1, y1), label, score in zip(found.bboxes, found.labels, found.scores)
+    ]
 
 
 def draw_boxes(axis, image, boxes, title):
@@ -78,10 +80,10 @@ def draw_boxes(axis, image, boxes, title):
 
 
 def draw_segmentations(cfg: Config, checkpoint: str, data: Path, path: Path) -> torch.nn.Module:
-    from mmseg.apis import inference_model, init_model
+    from mmseg.apis import init_model
 
     model = init_model(cfg, checkpoint, device='cpu')
-    palette = np.array([*cfg.metainfo.palette, [0, 0, 0]], np.uint8)
+    palette = palette_of(cfg)
     files = sorted((data / 'images' / 'validation').glob('*.jpg'))[:COLUMNS]
     figure, axes = plt.subplots(3, COLUMNS, figsize=(2.6 * COLUMNS, 8.6))
     for column, file in zip(axes.T, files):
@@ -89,7 +91,7 @@ def draw_segmentations(cfg: Config, checkpoint: str, data: Path, path: Path) -> 
         labels = mmcv.imread(
             str(data / 'annotations' / 'validation' / f'{file.stem}.png'), 'unchanged'
         )
-        found = inference_model(model, image).pred_sem_seg.data[0].numpy()
+        found = find_labels(model, image)
         # Label 0 is unlabelled: it becomes -1, the black at the palette's end.
         pictures = image[..., ::-1], palette[labels.astype(int) - 1], palette[found]
         for axis, picture, title in zip(column, pictures, ('image', 'ground truth', 'prediction')):
@@ -102,6 +104,18 @@ def draw_segmentations(cfg: Config, checkpoint: str, data: Path, path: Path) -> 
     figure.legend(handles=colours, loc='lower center', ncols=len(colours), fontsize=9)
     save(figure, path)
     return model
+
+
+def find_labels(model: torch.nn.Module, image: np.ndarray) -> np.ndarray:
+    """The class of each pixel ``[H, W]``, by a segmentor."""
+    from mmseg.apis import inference_model
+
+    return inference_model(model, image).pred_sem_seg.data[0].numpy()
+
+
+def palette_of(cfg: Config) -> np.ndarray:
+    """Colours of the classes, and black at the end for what has none."""
+    return np.array([*cfg.metainfo.palette, [0, 0, 0]], np.uint8)
 
 
 def save(figure, path: Path):

@@ -4,6 +4,7 @@ README, changelog and the like become pages. A link to any other file or folder 
 leads to a page that shows it, so that the site needs no other server.
 """
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -19,8 +20,9 @@ PAGES = {
     'CONTRIBUTING.md': 'contributing.md',
     'CHANGELOG.md': 'changelog.md',
     'dev/gpu/README.md': 'gpu.md',
+    'demo/tutorial.ipynb': 'tutorial.md',
 }
-LANGUAGES = {'.py': 'python', '.sh': 'bash', '.yml': 'yaml', '.json': 'json', '.ipynb': 'json'}
+LANGUAGES = {'.py': 'python', '.sh': 'bash', '.yml': 'yaml', '.json': 'json'}
 LINK = re.compile(r'(\]\()(?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)')
 FENCE = re.compile(r'^```.*?^```', flags=re.M | re.S)
 
@@ -30,7 +32,7 @@ def on_files(files, config):
     for name, uri in PAGES.items():
         if name.startswith('docs/'):
             files.remove(files.get_file_from_path(name.removeprefix('docs/')))
-        files.append(File.generated(config, uri, content=(ROOT / name).read_text()))
+        files.append(File.generated(config, uri, content=_text(name)))
     for file in [file for file in files if file.is_documentation_page()]:
         for path in _targets(file):
             if _is_outside(path) and files.get_file_from_path(_page_of(path)) is None:
@@ -52,6 +54,29 @@ def on_page_markdown(markdown, page, config, files):
         return f'{match[1]}{uri}{match[3] or ""})'
 
     return _outside_of_fences(markdown, lambda text: LINK.sub(lead, text))
+
+
+def _text(name: str) -> str:
+    """A file as Markdown; of a notebook the cells, and the pictures that they showed."""
+    text = (ROOT / name).read_text()
+    return '\n\n'.join(map(_cell, json.loads(text)['cells'])) if name.endswith('.ipynb') else text
+
+
+def _cell(cell: dict) -> str:
+    source = ''.join(cell['source'])
+    if cell['cell_type'] == 'markdown':
+        return source
+    parts = [f'```python\n{source}\n```']
+    for output in cell['outputs']:
+        shown = output.get('data', {})
+        if 'text' in output:
+            parts.append('```text\n{}\n```'.format(''.join(output['text']).rstrip()))
+        elif 'image/png' in shown or 'image/jpeg' in shown:
+            kind = 'image/png' if 'image/png' in shown else 'image/jpeg'
+            width = output.get('metadata', {}).get(kind, {}).get('width', 300)
+            picture = ''.join(shown[kind].split())
+            parts.append(f'<img src="data:{kind};base64,{picture}" width="{width}" alt="output">')
+    return '\n\n'.join(parts)
 
 
 def _targets(file) -> list[str]:

@@ -238,12 +238,13 @@ PARSED = [
     line.split('#')[0].split()
     for page in (README, SWAP, TRAIN)
     for line in shell_commands(page)
-    if line.startswith('python tools/') and not re.search('swap_backbone|make_digits', line)
+    if line.startswith('python tools/') and 'swap_backbone.py' not in line
 ]
 
 
 @pytest.mark.parametrize('command', PARSED, ids=' '.join)
-def test_options_of_a_command_exist(command, monkeypatch):
+def test_options_of_a_command_exist(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # what is to be written is not there
     _, script, *arguments = command
     monkeypatch.setattr(sys, 'argv', [script, *arguments])
     load_tool(Path(script).stem)['parse_args']()
