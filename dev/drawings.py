@@ -100,12 +100,8 @@ def block():
         arrow(axis, (plus + 0.18, y), (plus + 0.72, y))
         x = plus + 1.17
     note(axis, x - 0.28, y, 'to the next', 10)
-    note(
-        axis,
-        5.5,
-        0.2,
-        'mixer = pooling: PoolFormer · attention, sep_conv: CAFormer, ConvFormer · identity',
-    )
+    mixers = 'pooling (PoolFormer) · attention and sep_conv (CAFormer, ConvFormer) · identity'
+    note(axis, 5.5, 0.2, f'token mixers: {mixers}')
     return figure
 
 
