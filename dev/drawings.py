@@ -22,10 +22,10 @@ MIXER, MLP, NORM, SCALE = '#f7c873', '#9cc9f2', '#dfe3ee', '#f2ded0'
 KEPT = {
     'plain': [
         ('x', 1, PALE),
-        ('norm 1', 1, NORM),
-        ('P(n) − n', 1, MIXER),
+        ('n1', 1, NORM),
+        ('P−1', 1, MIXER),
         ('y', 1, PALE),
-        ('norm 2', 1, NORM),
+        ('n2', 1, NORM),
         ('fc1', 4, MLP),
         ('GELU', 4, MLP),
         ('fc2', 1, MLP),
@@ -33,7 +33,7 @@ KEPT = {
     'fused': [
         ('x', 1, PALE),
         ('y', 1, PALE),
-        ('norm 2', 1, NORM),
+        ('n2', 1, NORM),
         ('fc1', 4, MLP),
         ('GELU', 4, MLP),
         ('fc2', 1, MLP),
@@ -71,7 +71,7 @@ def pyramid():
 
 def block():
     """The MetaFormer block: two halves of one shape."""
-    figure, axis = canvas(11, 3.3)
+    figure, axis = canvas(12.2, 3.3)
     y = 1.35
     note(axis, 0.2, y, 'x', 13)
     arrow(axis, (0.35, y), (0.75, y))
@@ -99,9 +99,9 @@ def block():
         note(axis, (start + plus) / 2, 0.65, caption)
         arrow(axis, (plus + 0.18, y), (plus + 0.72, y))
         x = plus + 1.17
-    note(axis, x - 0.28, y, 'to the next', 10)
+    note(axis, x - 0.28, y, 'next', 12)
     mixers = 'pooling (PoolFormer) · attention and sep_conv (CAFormer, ConvFormer) · identity'
-    note(axis, 5.5, 0.2, f'token mixers: {mixers}')
+    note(axis, 6.1, 0.2, f'token mixers: {mixers}')
     return figure
 
 
@@ -118,17 +118,17 @@ def pooling():
         (0.85, 'as it is computed', ['σ of x', 'y = x + k (P(x) − x)'], [NORM, MIXER]),
     )
     for y, title, steps, colours in rows:
-        axis.text(0.1, y + 0.62, title, ha='left', va='center', fontsize=11, weight='bold')
+        axis.text(0.1, y + 0.62, title, ha='left', va='center', fontsize=12.5, weight='bold')
         note(axis, 0.25, y, 'x', 13)
         x = 0.45
         for step, colour in zip(steps, colours):
-            width = 0.75 + 0.088 * len(step)
+            width = 0.62 + 0.088 * len(step)
             arrow(axis, (x, y), (x + 0.25, y))
             box(axis, x + 0.25 + width / 2, y, width, 0.66, step, colour)
             x += 0.25 + width
         arrow(axis, (x, y), (x + 0.3, y))
         note(axis, x + 0.45, y, 'y', 13)
-    axis.text(4.6, 0.85, 'k = s γ / σ, one factor per sample and channel', va='center', fontsize=10)
+    note(axis, 8.3, 0.85, 'k = s γ / σ, one factor per sample and channel', 11)
     return figure
 
 
@@ -137,12 +137,12 @@ def kept():
     figure, axis = canvas(11, 3.6)
     side, y = 0.52, 2.95
     for mode, maps in KEPT.items():
-        axis.text(0.1, y, mode, ha='left', va='center', fontsize=11, weight='bold')
+        axis.text(0.1, y, mode, ha='left', va='center', fontsize=12.5, weight='bold')
         x = 1.75
         for name, channels, colour in maps:
             for k in range(channels):
                 square(axis, x + k * side, y - side / 2, side, colour)
-            note(axis, x + channels * side / 2, y - 0.47, name, 8.5)
+            note(axis, x + channels * side / 2, y - 0.45, name, 9.5)
             x += channels * side + 0.1
         total = sum(channels for _, channels, _ in maps)
         note(axis, x + 0.45, y, f'= {total}', 12)
@@ -170,7 +170,7 @@ def box(axis, x, y, width, height, text, colour):
     style = 'round,pad=0,rounding_size=0.08'
     patch = FancyBboxPatch(corner, width, height, style, fc=colour, ec=INK, lw=1.2, zorder=2)
     axis.add_patch(patch)
-    axis.text(x, y, text, ha='center', va='center', fontsize=10, color=INK, zorder=4)
+    axis.text(x, y, text, ha='center', va='center', fontsize=12, color=INK, zorder=4)
 
 
 def square(axis, x, y, side, colour):
@@ -191,7 +191,7 @@ def skip(axis, start, end, y, top):
     arrow(axis, (end, top), (end, y + 0.18))
 
 
-def note(axis, x, y, text, size=9.5):
+def note(axis, x, y, text, size=11.5):
     axis.text(x, y, text, ha='center', va='center', fontsize=size, color=INK, zorder=4)
 
 

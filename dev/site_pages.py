@@ -79,6 +79,13 @@ def _cell(cell: dict) -> str:
     return '\n\n'.join(parts)
 
 
+def on_page_content(html, page, config, files):
+    """Show Sphinx's roles in docstrings as code, as an editor does."""
+    html = re.sub(r':\w+:(?=<code>)', '', html)
+    html = re.sub(r'<code>([^<&]*) &lt;[\w.]+&gt;</code>', r'\1', html)
+    return html.replace('<code>~mmpoolformer.', '<code>')
+
+
 def _targets(file) -> list[str]:
     """What the page links, as paths in the repository."""
     here = _source(file.src_uri)

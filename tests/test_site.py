@@ -40,6 +40,11 @@ def test_api_has_all_that_is_public(site):
         assert f'mmpoolformer.{name}' in page or f'<code>{name}</code>' in page, name
 
 
+def test_docstrings_show_no_markup(site):
+    text = re.sub(r'<[^>]*>', '', (site / 'api.html').read_text())
+    assert not re.findall(r':(?:class|func|meth|mod|attr):|~mmpoolformer', text)
+
+
 def test_links_out_of_the_docs_lead_to_pages_of_the_site(site):
     page = (site / 'speed.html').read_text()
     assert 'href="source/mmpoolformer/ops/pool_mix.py.html"' in page

@@ -4,7 +4,10 @@ import json
 import re
 
 import pytest
+import torch
 from helpers import CONFIGS, load_tool, run_tool, train_options
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from mmpoolformer.utils.progress import Bars
@@ -42,6 +45,20 @@ def test_what_a_trained_model_is_used_for(config, demo, digits_root, tmp_path, m
     assert len(named) == 6 and '&lt;model&gt;' in page.read_text()
     for name in named:
         assert len(Image.open(tmp_path / name).convert('RGB').getcolors(10**6)) > 100
+
+
+def test_picture_of_the_readme(digits_root, tmp_path, monkeypatch):
+    scope = load_tool('readme_picture')['draw_both'].__globals__
+    monkeypatch.setitem(scope, 'DATA', digits_root)
+    monkeypatch.setitem(scope, 'COLUMNS', 1)
+    checkpoints = []
+    for config in scope['CONFIGS']:
+        cfg = Config.fromfile(config)
+        init_default_scope(cfg.default_scope)
+        checkpoints.append(str(tmp_path / f'{config.stem}.pth'))
+        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), checkpoints[-1])
+    scope['draw_both'](checkpoints, tmp_path / 'demo.jpg')
+    assert len(Image.open(tmp_path / 'demo.jpg').getcolors(10**6)) > 100
 
 
 def test_tools_are_called_as_a_user_would(demo, capfd):
