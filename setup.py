@@ -64,7 +64,7 @@ setup(
         # Beside an OpenCV that is there already: pip install --no-deps grad-cam ttach
         'explain': ['grad-cam'],
         'convert': ['globox>=2.9'],
-        'docs': ['mkdocs-material>=9.6', 'mkdocstrings[python]>=0.30'],
+        'docs': ['mkdocs-material>=9.8', 'mkdocstrings[python]>=1.0'],
         'digits': ['rich', 'scikit-image', 'scikit-learn', 'opencv-python', 'pycocotools'],
     },
     cmdclass={'build_py': BuildWithMim},

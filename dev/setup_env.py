@@ -40,7 +40,7 @@ WITHOUT_CUDA = "mmcv's ops are for the CPU alone"
 HEALTH_CHECK = (
     'import mmcv._ext, mmcv.ops, mmdet.apis, mmseg.apis, timm, mim, skimage, sklearn; '
     'import matplotlib.pyplot, rich, yaml, pytest, xdist, hypothesis, ruff, transformers; '
-    'import pytorch_grad_cam, globox, torch.utils.tensorboard, mkdocs, mkdocstrings, nbclient; '
+    'import pytorch_grad_cam, globox, torch.utils.tensorboard; '
     'import torch; has_cuda = mmcv.ops.get_compiling_cuda_version() != "not available"; '
     f'print("" if has_cuda or not torch.cuda.is_available() else "{WITHOUT_CUDA}"); '
     'import mmpoolformer; print(mmpoolformer.__file__)'
