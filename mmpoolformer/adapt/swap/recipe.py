@@ -7,12 +7,13 @@ from ...registry import custom_modules
 from ...utils.config_tree import has, type_of, walk
 from ...utils.errors import join
 from ..edit import Edit
+from .nested import INNER
 from .rules import BACKBONE_CONSTRUCTORS, RECIPES, STRIDES
 
 
 def replace_backbone(
     edit: Edit,
-    at: tuple,
+    slot: tuple,
     arch: str | dict | Arch,
     stages: list[int],
     checkpoint: str | None,
@@ -23,14 +24,14 @@ def replace_backbone(
 
     Args:
         edit: The config.
-        at: Path of the model that has the backbone.
+        slot: Path of the old one.
         arch: As the user gave it.
         stages: Stages that it returns.
         checkpoint: As the user gave it.
         pools: Whether it is a PoolFormer: every mixer is pooling, and not by an argument.
         backbone_kwargs: More arguments for it.
     """
-    old, by_name = edit.get(at)['backbone'], isinstance(arch, str)
+    old, by_name = edit.get(slot), isinstance(arch, str)
     kind = 'PoolFormer' if pools and (not by_name or arch in ARCHS) else 'MetaFormer'
     if not by_name:
         arch = dict(arch) if isinstance(arch, dict) else arch._asdict()
@@ -45,7 +46,10 @@ def replace_backbone(
         weights = official_weights(arch) if checkpoint == 'official' else checkpoint
         new['init_cfg'] = dict(type='Pretrained', checkpoint=weights)
     strides = join(STRIDES[stage] for stage in stages)
-    edit.set((*at, 'backbone'), new, f'maps of stride {strides}')
+    reason = f'maps of stride {strides}'
+    if INNER in old:  # a backbone around a ResNet, whose layers it calls one by one
+        reason += f"; {type_of(old)}'s own branches go with it"
+    edit.set(slot, new, reason)
 
 
 def drop_old_weights(edit: Edit, at: tuple) -> None:
