@@ -86,14 +86,19 @@ def swap_backbone(
     Adapted are: ``out_indices``, so that the neck or the heads get the strides they read and
     no stage is idle; the ``in_channels`` of necks and heads; what belongs to the old weights
     (their normalisation of images, ``pretrained``, ``load_from``); ``custom_imports``; and
-    the optimizer, to the paper's AdamW recipe for this kind of model. DETR-like models, for
-    which the paper has none, keep their own AdamW. Everything else stays.
+    the optimizer, to the paper's AdamW recipe for this kind of model. DETR-like models and
+    RTMDet, for which the paper has none, keep their own AdamW, and so do configs with learning
+    rates by layer, which are counted over the new layers. Everything else stays.
+
+    Of a model of images and texts (GLIP, Grounding DINO) a warning says that its weights went.
 
     Args:
         cfg: A complete config. It is not changed.
         arch: See :class:`MetaFormer`.
         checkpoint: Weights to start from: ``'official'`` for the ImageNet weights of the
-            official repository, a path or URL, or ``None`` for random ones.
+            official repository, ``'official:in21k'`` or another of
+            :data:`~mmpoolformer.archs.VARIANTS` for ConvFormer and CAFormer, a path or URL, or
+            ``None`` for random ones.
         keep_optimizer: Leave ``optim_wrapper`` and ``param_scheduler`` as they are.
         backbone_kwargs: More arguments for :class:`MetaFormer`.
 

@@ -28,9 +28,7 @@ def find_slot(edit: Edit, at: tuple) -> tuple:
     return (*at, 'backbone', INNER) if inside else (*at, 'backbone')
 
 
-def rewire_outer(
-    edit: Edit, at: tuple, strides: tuple[int, ...], dims: Sequence[int]
-) -> list[int]:
+def rewire_outer(edit: Edit, at: tuple, strides: tuple[int, ...], dims: Sequence[int]) -> list[int]:
     """Adapt the modules around the inner backbone, and the heads that read theirs.
 
     Args:

@@ -11,11 +11,13 @@ PREPROCESSING = dict(
 
 ROUNDING = dict(type='ResizeToMultiple', size_divisor=STRIDES[-1])
 
-# The paper's learning rate and batch size for each kind of model, all with AdamW.
+# The paper's learning rate and batch size for each kind of model, all with AdamW. It has none for
+# RTMDet: those are mmdet's for rtmdet_l_convnext_b_4xb32-100e and rtmdet_l_swin_b_4xb32-100e.
 RECIPES = {
     'Semantic FPN': (2e-4, 32),
     'Mask R-CNN': (2e-4, 16),
     'RetinaNet': (1e-4, 16),
+    'RTMDet': (1e-3, 128),
 }
 
 # What a refusal names as the nearest config that works, where it knows none of the same task.
@@ -59,6 +61,8 @@ INDEXED_NECKS = ('NASFCOS_FPN',)
 
 # Layer-wise learning rates that count the blocks of the backbone that is replaced.
 BACKBONE_CONSTRUCTORS = ('LayerDecayOptimizerConstructor', 'LearningRateDecayOptimizerConstructor')
+# What takes their place.
+LAYER_DECAY = 'MetaFormerLayerDecay'
 
 
 class SwapError(ValueError):

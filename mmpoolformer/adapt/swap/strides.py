@@ -36,8 +36,10 @@ def match_stages(strides: tuple[int, ...], scope: str) -> list[int]:
         return _match_by_depth(strides)
     reachable = [stride for stride in strides if stride in STRIDES]
     deeper = [2 * STRIDES[-1] * 2**k for k in range(len(strides) - len(reachable))]
-    if not reachable or list(strides) != sorted(set(reachable)) + deeper or (
-        deeper and reachable[-1] != STRIDES[-1]
+    if (
+        not reachable
+        or list(strides) != sorted(set(reachable)) + deeper
+        or (deeper and reachable[-1] != STRIDES[-1])
     ):
         raise SwapError(
             f'its backbone has maps of stride {join(strides)}, for which its heads are '
@@ -124,9 +126,7 @@ def _measure_strides(pickled: bytes, scope: str) -> tuple[tuple[int, ...], tuple
             return _run_probe(backbone, scope, 'cpu')
 
 
-def _run_probe(
-    backbone: dict, scope: str, device: str
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _run_probe(backbone: dict, scope: str, device: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     found = []
     with torch.device(device):
         module = build_model(copy.deepcopy(backbone), scope)
