@@ -139,6 +139,8 @@ def _rewire_segmentation_heads(
         if not listed:
             channels, index = channels[0], index[0]
         edit.set((*path, 'in_channels'), channels, 'the stages it reads')
+        if head.get('num_convs') == 0:
+            edit.set((*path, 'channels'), channels, 'as wide as what it reads')
         if 'c1_in_channels' in head:
             edit.set((*path, 'c1_in_channels'), dims[stages[0]], 'the first stage')
         if 'in_index' in head or (not listed and index != len(kept) - 1):
