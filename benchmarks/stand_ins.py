@@ -67,3 +67,23 @@ def put_stand_ins():
     from mmcv.ops import MaskedConv2d
 
     MaskedConv2d.forward = masked_convolution
+
+
+def mend_grounding_dino():
+    """Give the decoder the width that it is handed, as in mmdet 3.3.0.
+
+    Since dino_layers.py takes ``num_feats=query.shape[2]``, the encoding of the boxes is twice as
+    wide as ``ref_point_head`` of GroundingDinoTransformerDecoder, in grounding_dino_layers.py.
+    """
+    from mmdet.models.layers.transformer.grounding_dino_layers import (
+        GroundingDinoTransformerDecoder as Decoder,
+    )
+    from mmdet.models.layers.transformer.utils import MLP
+
+    build = Decoder._init_layers
+
+    def init_layers(self):
+        build(self)
+        self.ref_point_head = MLP(self.embed_dims * 4, self.embed_dims, self.embed_dims, 2)
+
+    Decoder._init_layers = init_layers
