@@ -96,6 +96,7 @@ def set_optimizer(edit: Edit, at: tuple, segments: bool) -> None:
     old, model = wrapper.get('optimizer'), edit.get(at)
     if not old:
         return
+    old_lr = old.get('lr')
     if type_of(old) == 'AdamW':
         if wrapper.get('constructor') in BACKBONE_CONSTRUCTORS:
             _decay_by_layer(edit, wrapper.get('paramwise_cfg') or {})
@@ -106,7 +107,7 @@ def set_optimizer(edit: Edit, at: tuple, segments: bool) -> None:
             lr, batch_size = RECIPES['RTMDet']
             reason = "the toolbox's learning rate for RTMDet with ConvNeXt and Swin"
             edit.set(('optim_wrapper', 'optimizer', 'lr'), lr, reason)
-            _scale_schedule(edit, lr, batch_size, old.get('lr'))
+            _scale_schedule(edit, lr, batch_size, old_lr)
             return
     has_rois = has(model, 'rpn_head', 'roi_head')
     kind = 'Semantic FPN' if segments else 'Mask R-CNN' if has_rois else 'RetinaNet'
@@ -117,7 +118,7 @@ def set_optimizer(edit: Edit, at: tuple, segments: bool) -> None:
     for key in ('clip_grad', 'paramwise_cfg', 'constructor'):
         if wrapper.get(key) is not None:
             edit.set(('optim_wrapper', key), None, reason)
-    _scale_schedule(edit, lr, batch_size, old.get('lr'))
+    _scale_schedule(edit, lr, batch_size, old_lr)
 
 
 def _decay_by_layer(edit: Edit, old: dict) -> None:
