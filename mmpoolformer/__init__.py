@@ -7,6 +7,7 @@ from .adapt.own_data import OwnDataError, own_data_changes, use_dataset
 from .adapt.swap import SwapError, swap_backbone, swap_changes
 from .archs import ARCHS, METAFORMERS, Arch
 from .checkpoints import CheckpointError, register_loaders
+from .engine.layer_decay import MetaFormerLayerDecay
 from .models import TOKEN_MIXERS, MetaFormer, PoolFormer
 from .registry import register_backbones
 from .version import __version__
@@ -18,6 +19,7 @@ __all__ = [
     'Arch',
     'CheckpointError',
     'MetaFormer',
+    'MetaFormerLayerDecay',
     'OwnDataError',
     'PoolFormer',
     'SwapError',

@@ -126,21 +126,59 @@ RELEASE = 'https://github.com/sail-sg/poolformer/releases/download/v1.0'
 BASELINE_RELEASE = 'https://huggingface.co/sail/dl/resolve/main'
 
 
-def official_weights(name: str) -> str:
-    """URL of the ImageNet-1K weights of a published architecture, at the official repositories.
+# What ConvFormer and CAFormer are published as, beside ImageNet-1K at 224²: the end of a file's
+# name, and what it was trained on.
+VARIANTS = {
+    '384': 'ImageNet-1K, fine-tuned at 384²',
+    'in21k': 'ImageNet-21K',
+    'in21ft1k': 'ImageNet-21K, fine-tuned on ImageNet-1K',
+    '384_in21ft1k': 'ImageNet-21K, fine-tuned on ImageNet-1K at 384²',
+}
+WITH_VARIANTS = ('convformer', 'caformer')
+OFFICIAL = 'official'
+
+
+def official_variant(checkpoint: str | None) -> str | None:
+    """Which published weights ``'official'`` or ``'official:VARIANT'`` asks for.
+
+    Returns:
+        A key of :data:`VARIANTS`, ``''`` for plain ``'official'``, and ``None`` for what names no
+        published weights: a path, a URL.
+
+    Raises:
+        ValueError: No such variant.
+    """
+    kind, colon, variant = str(checkpoint).partition(':')
+    if kind != OFFICIAL:
+        return None
+    if colon and variant not in VARIANTS:
+        allowed = ', '.join(f'{OFFICIAL}:{name}' for name in VARIANTS)
+        raise ValueError(f'checkpoint={checkpoint!r}: give {OFFICIAL}, or one of {allowed}')
+    return variant
+
+
+def official_weights(name: str, variant: str = '') -> str:
+    """URL of the weights of a published architecture, at the official repositories.
 
     Args:
         name: A name in :data:`ARCHS` or :data:`METAFORMERS`.
+        variant: A key of :data:`VARIANTS`; by default those trained on ImageNet-1K at 224².
 
     Raises:
-        ValueError: Not a published name.
+        ValueError: Not a published name, or not with this variant.
     """
     if name in ARCHS:
         name = f'poolformer_{name}'
-    if name in BASELINES:
-        return f'{BASELINE_RELEASE}/{name.split("_")[0]}/{name}.pth'
     if name not in METAFORMERS:
         raise ValueError(f'there are no official weights for {name!r}: use one of {known_names()}')
+    family = name.split('_')[0]
+    if variant and family not in WITH_VARIANTS:
+        raise ValueError(
+            f'{name} is published for ImageNet-1K at 224² alone, not as {variant!r}: give '
+            f"checkpoint='{OFFICIAL}', or take {' or '.join(WITH_VARIANTS)}"
+        )
+    if name in BASELINES:
+        return f'{BASELINE_RELEASE}/{family}/{name}{variant and f"_{variant}"}.pth'
     sized = name in ABLATIONS and name != 'metaformer_id_s12'
     return f'{RELEASE}/{name}{"_224" if sized else ""}.pth.tar'
 

@@ -22,8 +22,8 @@ def parse_args():
     parser.add_argument(
         '--checkpoint',
         default='official',
-        help='weights to start from: official (the default, trained on ImageNet), none, '
-        'a path or a URL',
+        help='weights to start from: official (the default, trained on ImageNet-1K), '
+        'official:in21k or another variant of ConvFormer and CAFormer, none, a path or a URL',
     )
     parser.add_argument(
         '--keep-optimizer', action='store_true', help='keep the optimizer and its schedule'

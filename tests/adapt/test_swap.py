@@ -7,24 +7,30 @@ import pytest
 import torch
 from mmengine.config import Config
 from zoo_configs import (
+    BISENET,
     CONVNEXT,
     DEEPLABV3PLUS,
     DETR,
     FASTER_RCNN,
     FASTER_RCNN_C4,
     FASTFCN,
+    ICNET,
     MASK_RCNN,
     PSPNET,
     QDTRACK,
     RETINANET,
+    RTMDET,
     SEMANTIC_FPN,
     SSD,
+    STDC,
     UPERNET,
+    YOLOX,
     read,
 )
 
-from mmpoolformer import ARCHS, SwapError, swap_backbone, swap_changes
+from mmpoolformer import ARCHS, METAFORMERS, SwapError, swap_backbone, swap_changes
 from mmpoolformer.adapt.swap import REFUSED
+from mmpoolformer.archs import VARIANTS
 from mmpoolformer.utils.config_tree import walk
 from mmpoolformer.utils.errors import LaunchError
 
@@ -83,6 +89,55 @@ def leaves(node, path=()):
                 'neck.in_channels': [64, 128, 320, 512],
                 'neck.start_level': 1,
             },
+        ),
+        (YOLOX, {'backbone.out_indices': [1, 2, 3], 'neck.in_channels': [128, 320, 512]}),
+        (
+            'mmdet::rtmdet/rtmdet-ins_s_8xb32-300e_coco.py',
+            {'backbone.out_indices': [1, 2, 3], 'neck.in_channels': [128, 320, 512]},
+        ),
+        # Its neck lists the deepest map first.
+        (
+            'mmdet::yolo/yolov3_d53_8xb8-ms-608-273e_coco.py',
+            {'backbone.out_indices': [1, 2, 3], 'neck.in_channels': [512, 320, 128]},
+        ),
+        # A neck before the neck makes the map of stride 64.
+        (
+            'mmdet::rtmdet/rtmdet_x_p6_4xb8-300e_coco.py',
+            {
+                'backbone.out_indices': [1, 2, 3],
+                'neck.0.in_channels': [128, 320, 512],
+                'neck.0.num_outs': 4,
+                'neck.1.type': 'CSPNeXtPAFPN',
+                'neck.1.in_channels': [512, 512, 512, 512],
+            },
+        ),
+        # The backbone inside of another one, and the modules around it.
+        (
+            BISENET,
+            {
+                'backbone.backbone_cfg.type': 'PoolFormer',
+                'backbone.context_channels': [160, 320, 512],
+                'backbone.spatial_channels': [64, 64, 64, 160],
+                'decode_head.in_channels': 256,
+                'auxiliary_head.0.in_channels': 160,
+                'auxiliary_head.1.in_channels': 160,
+            },
+        ),
+        (
+            STDC,
+            {
+                'backbone.backbone_cfg.out_indices': [1, 2, 3],
+                'backbone.last_in_channels': [512, 320],
+                'backbone.ffm_cfg.in_channels': 128 + 128,
+                'auxiliary_head.2.in_channels': 128,
+                'auxiliary_head.1.in_channels': 128,
+            },
+        ),
+        (ICNET, {'backbone.out_indices': [1, 2, 3], 'neck.in_channels': [128, 320, 512]}),
+        # Its head has no convolutions: it is as wide as what it reads.
+        (
+            'mmseg::cgnet/cgnet_fcn_4xb4-60k_cityscapes-680x680.py',
+            {'decode_head.in_channels': 512, 'decode_head.channels': 512},
         ),
         # One map at stride 16 for heads of fixed width.
         (
@@ -175,7 +230,8 @@ def leaves(node, path=()):
 )
 def test_necks_and_heads_get_the_stages_they_read(name, expected):
     model = swap_backbone(read(name)).model
-    assert model.backbone.type == 'PoolFormer'
+    inner = model.backbone.get('backbone_cfg', model.backbone)
+    assert inner.type == 'PoolFormer'
     for path, value in expected.items():
         found = entry(model, path)
         assert (list(found) if isinstance(found, tuple) else found) == value, path
@@ -257,6 +313,30 @@ def test_backbone_arguments_are_passed_on():
 def test_backbone_starts_from_the_checkpoint(checkpoint, expected):
     backbone = swap_backbone(read(FASTER_RCNN), 's24', checkpoint).model.backbone
     assert backbone.init_cfg == dict(type='Pretrained', checkpoint=expected)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_backbone_starts_from_other_published_weights(variant):
+    cfg = swap_backbone(read(FASTER_RCNN), 'caformer_s18', f'official:{variant}')
+    assert cfg.model.backbone.init_cfg.checkpoint == (
+        f'https://huggingface.co/sail/dl/resolve/main/caformer/caformer_s18_{variant}.pth'
+    )
+
+
+@pytest.mark.parametrize(
+    'arch, checkpoint, words',
+    [
+        ('s12', 'official:in21k', ['poolformer_s12', 'in21k', 'convformer or caformer']),
+        ('poolformerv2_s12', 'official:384', ['poolformerv2_s12', "checkpoint='official'"]),
+        ('caformer_s18', 'official:in22k', ['official:in22k', 'official:in21k']),
+        ('caformer_s18', 'official:', ['official:384_in21ft1k']),
+        (METAFORMERS['caformer_s18'], 'official:in21k', ['official:in21k', 'checkpoint=None']),
+    ],
+)
+def test_weights_that_are_not_published_are_refused(arch, checkpoint, words):
+    with pytest.raises(ValueError) as error:
+        swap_backbone(read(FASTER_RCNN), arch, checkpoint)
+    assert all(word in str(error.value) for word in words), error.value
 
 
 @pytest.mark.parametrize('name', [FASTER_RCNN, PSPNET])
@@ -450,10 +530,30 @@ def test_detr_keeps_its_own_adamw():
     assert swap_backbone(read(DETR)).optim_wrapper == read(DETR).optim_wrapper
 
 
-def test_layer_wise_learning_rates_of_the_old_backbone_go():
-    wrapper = swap_backbone(read(CONVNEXT)).optim_wrapper
-    assert wrapper.type == 'AmpOptimWrapper'
-    assert not wrapper.get('constructor') and not wrapper.get('paramwise_cfg')
+@pytest.mark.parametrize(
+    'name, paramwise',
+    [
+        (CONVNEXT, dict(decay_rate=0.95, decay_type='layer_wise')),
+        (
+            'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py',
+            dict(decay_rate=0.9, decay_type='stage_wise'),
+        ),
+    ],
+)
+def test_learning_rates_by_layer_stay_with_their_rate(name, paramwise):
+    before, wrapper = read(name).optim_wrapper, swap_backbone(read(name)).optim_wrapper
+    assert (wrapper.type, wrapper.optimizer) == (before.type, before.optimizer)
+    assert (wrapper.constructor, wrapper.paramwise_cfg) == ('MetaFormerLayerDecay', paramwise)
+
+
+def test_rtmdet_takes_the_toolboxs_rate_for_convnext():
+    theirs = read('mmdet::rtmdet/rtmdet_l_convnext_b_4xb32-100e_coco.py').optim_wrapper.optimizer
+    before, cfg = read(RTMDET), swap_backbone(read(RTMDET))
+    assert cfg.optim_wrapper.optimizer == theirs
+    assert cfg.optim_wrapper.paramwise_cfg == before.optim_wrapper.paramwise_cfg
+    assert cfg.param_scheduler[1].eta_min == pytest.approx(theirs.lr * 0.05)
+    assert cfg.auto_scale_lr.base_batch_size == 4 * 32
+    assert cfg.custom_hooks == before.custom_hooks
 
 
 def test_keep_optimizer():
@@ -535,6 +635,42 @@ def test_detection_heads_at_other_strides_are_refused():
     cfg.model.backbone.update(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2))
     with pytest.raises(SwapError, match='stride 4, 8, 16, 16'):
         swap_backbone(cfg)
+
+
+@pytest.mark.parametrize(
+    'name, strides',
+    [
+        ('mmdet::cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py', '4, 4'),
+        ('mmdet::detectors/detectors_cascade-rcnn_r50_1x_coco.py', '1, 4, 8, 16, 32'),
+        ('mmseg::ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py', '8, 8 in tr'),
+        ('mmseg::fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024.py', '8, 32, 8'),
+        ('mmseg::erfnet/erfnet_fcn_4xb4-160k_cityscapes-512x1024.py', 'coarser than stride 2'),
+    ],
+)
+def test_what_fits_no_pyramid_is_refused_with_what_was_measured(name, strides):
+    with pytest.raises(SwapError, match=strides) as error:
+        swap_backbone(read(name))
+    assert error.value.nearest
+
+
+def test_a_context_path_of_other_strides_is_refused():
+    cfg = Config(read(BISENET).to_dict())
+    cfg.model.backbone.backbone_cfg.update(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2))
+    with pytest.raises(SwapError, match='BiSeNetV1 reads maps of stride 4, 8, 16, 16'):
+        swap_backbone(cfg)
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mmdet::grounding_dino/grounding_dino_swin-t_finetune_16xb2_1x_coco.py',
+        'mmdet::glip/glip_atss_swin-t_a_fpn_dyhead_16xb2_ms-2x_funtune_coco.py',
+    ],
+)
+def test_models_of_images_and_texts_are_swapped_with_a_warning(name):
+    with pytest.warns(UserWarning, match='only training from scratch makes sense'):
+        cfg = swap_backbone(read(name))
+    assert cfg.model.backbone.type == 'PoolFormer' and cfg.load_from is None
 
 
 NEAREST = sorted({nearest for _, nearest in REFUSED.values() if nearest})

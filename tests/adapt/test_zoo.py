@@ -1,20 +1,25 @@
 """PoolFormer in the place of other backbones, over the zoo of both toolboxes."""
 
 from importlib import import_module
+from importlib.util import find_spec
 
 import pytest
 import torch
 from helpers import ROOT, load_tool
 from mmengine.registry import init_default_scope
 from zoo_configs import (
+    BISENET,
     DEEPLABV3PLUS,
     DETR,
     FASTER_RCNN_C4,
     FASTFCN,
+    ICNET,
     MASK_RCNN,
     PSPNET,
     RETINANET,
+    STDC,
     UPERNET,
+    YOLOX,
     read,
 )
 
@@ -31,44 +36,40 @@ def zoo_report():
 
 # The first config of each of these folders is refused for this part of it.
 REFUSED_METHODS = {
-    'mmdet::bytetrack': 'CSPDarknet',
-    'mmdet::centripetalnet': 'HourglassNet',
+    'mmdet::centripetalnet': 'stride 4, 4,',
     'mmdet::common': 'no model',
-    'mmdet::cornernet': 'HourglassNet',
-    'mmdet::detectors': 'RFP',
-    'mmdet::glip': 'GLIP',
-    'mmdet::grounding_dino': 'GroundingDINO',
+    'mmdet::cornernet': 'stride 4, 4,',
+    'mmdet::detectors': 'stride 1, 4, 8, 16, 32',
     'mmdet::misc': 'Detectron2Wrapper',
-    'mmdet::mm_grounding_dino': 'GroundingDINO',
-    'mmdet::ocsort': 'CSPDarknet',
     'mmdet::reid': 'BaseReID',
-    'mmdet::rtmdet': 'CSPNeXt',
-    'mmdet::strongsort': 'CSPDarknet',
-    'mmdet::tridentnet': 'TridentResNet',
-    'mmdet::yolo': 'YOLOV3Neck',
-    'mmdet::yolox': 'CSPDarknet',
+    'mmdet::tridentnet': 'stride 16',
     'mmseg::beit': 'BEiT',
-    'mmseg::bisenetv1': 'BiSeNetV1',
-    'mmseg::bisenetv2': 'BiSeNetV2',
-    'mmseg::cgnet': 'CGNet',
-    'mmseg::ddrnet': 'DDRNet',
+    'mmseg::bisenetv2': 'stride 8, 4, 8, 16, 32',
+    'mmseg::ddrnet': 'stride 8, 8 in training and 8 in testing',
     'mmseg::dpt': 'VisionTransformer',
-    'mmseg::erfnet': 'ERFNet',
-    'mmseg::fastscnn': 'FastSCNN',
-    'mmseg::icnet': 'ICNet',
+    'mmseg::erfnet': 'coarser than stride 2',
+    'mmseg::fastscnn': 'stride 8, 32, 8',
     'mmseg::mae': 'MAE',
     'mmseg::mobilenet_v3': 'LRASPPHead',
-    'mmseg::pidnet': 'PIDNet',
+    'mmseg::pidnet': 'in training',
     'mmseg::san': 'MultimodalEncoderDecoder',
     'mmseg::segmenter': 'VisionTransformer',
     'mmseg::setr': 'VisionTransformer',
-    'mmseg::stdc': 'STDCContextPathNet',
-    'mmseg::unet': 'UNet',
+    'mmseg::unet': 'stride 16, 8, 4, 2, 1',
     'mmseg::vit': 'VisionTransformer',
     'mmseg::vpd': 'VPD',
 }
-# These take PoolFormer and need something else that is not installed.
-UNBUILDABLE_METHODS = {'mmdet::deepsort': 'mmpretrain'}
+# These take PoolFormer and need a package that is not installed.
+UNBUILDABLE_METHODS = {
+    method: package
+    for method, package in {
+        'mmdet::bytetrack': 'lap',
+        'mmdet::deepsort': 'mmpretrain',
+        'mmdet::ocsort': 'lap',
+        'mmdet::strongsort': 'mmpretrain',
+    }.items()
+    if find_spec(package) is None
+}
 
 
 def first_of_each_method():
@@ -131,6 +132,12 @@ def build(cfg):
         DEEPLABV3PLUS,
         UPERNET,
         FASTFCN,
+        YOLOX,
+        'mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py',
+        'mmdet::yolo/yolov3_mobilenetv2_8xb24-ms-416-300e_coco.py',
+        BISENET,
+        STDC,
+        ICNET,
         'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
     ],
 )

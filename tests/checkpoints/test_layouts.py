@@ -109,6 +109,17 @@ def test_files_of_the_second_paper_are_converted_to_what_each_source_has(name, t
         assert len(own.keys() & shapes.keys()) == len(shapes) - 8  # the output norms
 
 
+@pytest.mark.parametrize('family', ['convformer', 'caformer'])
+def test_a_head_of_imagenet_21k_is_left_out_with_a_note(family, tmp_path):
+    reference = random_weights(timm.create_model(f'{family}_s18', num_classes=21841))
+    torch.save(official_baseline(reference), tmp_path / f'{family}_s18_in21k.pth')
+    del reference
+    model = MetaFormer(f'{family}_s18')
+    report = load_pretrained(model, str(tmp_path / f'{family}_s18_in21k.pth'))
+    assert (report.arch, report.loaded) == (f'{family}_s18', len(model.state_dict()) - 8)
+    assert report.notes['left out'].startswith('norm head1 head_norm head2 (expected')
+
+
 # Where the official network has the position embeddings, as entries of their own.
 @pytest.mark.parametrize('name, entry', [('metaformer_pppa_s12', 6), ('metaformer_ppaa_s12', 4)])
 def test_official_files_of_the_hybrids_load(name, entry, tmp_path):

@@ -14,6 +14,7 @@ from ...archs import Arch, resolve_arch
 from ..edit import Change, Edit
 from . import images, recipe
 from .checks import check_arguments, check_input_size, find_model, mixers_of, scope_of
+from .nested import find_slot, rewire_outer
 from .rewiring import rewire
 from .strides import match_stages, strides_of
 
@@ -51,13 +52,17 @@ def swap(
     check_arguments(arch, checkpoint, mixers, backbone_kwargs)
     edit = Edit(cfg)
     scope, at = scope_of(edit.cfg), find_model(edit.cfg)
-    segments = scope == 'mmseg'
-    strides = strides_of(edit.get((*at, 'backbone')), scope, edit.cfg)
-    stages = match_stages(strides, segments)
-    stages = rewire(edit, at, stages, resolved.embed_dims, segments)
+    segments, slot = scope == 'mmseg', find_slot(edit, at)
+    strides = strides_of(edit.get(slot), scope, edit.cfg)
+    if slot == (*at, 'backbone'):
+        stages = match_stages(strides, scope)
+        deeper = len(strides) - len(stages)
+        stages = rewire(edit, at, stages, resolved.embed_dims, segments, deeper)
+    else:
+        stages = rewire_outer(edit, at, strides, resolved.embed_dims)
     check_input_size(mixers, backbone_kwargs)
     pools = 'token_mixers' not in backbone_kwargs and set(mixers) == {'pooling'}
-    recipe.replace_backbone(edit, at, arch, stages, checkpoint, pools, backbone_kwargs)
+    recipe.replace_backbone(edit, slot, arch, stages, checkpoint, pools, backbone_kwargs)
     recipe.drop_old_weights(edit, at)
     if checkpoint is not None:
         images.match_preprocessing(edit, at)
@@ -81,14 +86,19 @@ def swap_backbone(
     Adapted are: ``out_indices``, so that the neck or the heads get the strides they read and
     no stage is idle; the ``in_channels`` of necks and heads; what belongs to the old weights
     (their normalisation of images, ``pretrained``, ``load_from``); ``custom_imports``; and
-    the optimizer, to the paper's AdamW recipe for this kind of model. DETR-like models, for
-    which the paper has none, keep their own AdamW. Everything else stays.
+    the optimizer, to the paper's AdamW recipe for this kind of model. DETR-like models and
+    RTMDet, for which the paper has none, keep their own AdamW, and so do configs with learning
+    rates by layer, which are counted over the new layers. Everything else stays.
+
+    Of a model of images and texts (GLIP, Grounding DINO) a warning says that its weights went.
 
     Args:
         cfg: A complete config. It is not changed.
         arch: See :class:`MetaFormer`.
         checkpoint: Weights to start from: ``'official'`` for the ImageNet weights of the
-            official repository, a path or URL, or ``None`` for random ones.
+            official repository, ``'official:in21k'`` or another of
+            :data:`~mmpoolformer.archs.VARIANTS` for ConvFormer and CAFormer, a path or URL, or
+            ``None`` for random ones.
         keep_optimizer: Leave ``optim_wrapper`` and ``param_scheduler`` as they are.
         backbone_kwargs: More arguments for :class:`MetaFormer`.
 

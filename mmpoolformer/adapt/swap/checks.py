@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from mmengine.config import Config
 
-from ...archs import Arch, known_names, resolve_arch
+from ...archs import Arch, known_names, official_variant, resolve_arch
 from ...models import MetaFormer
 from ...models.arguments import mixer_cfg, one_per_stage
 from ...models.token_mixers import is_of_one_size
@@ -33,9 +33,10 @@ def check_arguments(arch, checkpoint: str | None, mixers: list[str], backbone_kw
         ValueError: There are no official weights for this.
         TypeError: The backbone has no such argument, or it is not the user's to give.
     """
-    if checkpoint == 'official' and not isinstance(arch, str):
+    official = official_variant(checkpoint) is not None
+    if official and not isinstance(arch, str):
         raise ValueError(
-            f"checkpoint='official' exists for {join(known_names())}, not for an arch of your "
+            f'checkpoint={checkpoint!r} exists for {join(known_names())}, not for an arch of your '
             'own: give checkpoint=None or a path'
         )
     allowed = set(inspect.signature(MetaFormer).parameters) - set(CHOSEN)
@@ -45,7 +46,7 @@ def check_arguments(arch, checkpoint: str | None, mixers: list[str], backbone_kw
             raise TypeError(f'{name} follows from the config that the backbone is put in: {remedy}')
         if name not in allowed:
             raise TypeError(f'MetaFormer has no argument {name!r}: it has {join(sorted(allowed))}')
-    if checkpoint == 'official':
+    if official:
         _check_official_mixers(arch, mixers, backbone_kwargs.get('input_size'))
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from ...archs import ARCHS, NUM_STAGES, Arch, official_weights
+import warnings
+
+from ...archs import ARCHS, NUM_STAGES, Arch, official_variant, official_weights
 from ...registry import custom_modules
 from ...utils.config_tree import has, type_of, walk
 from ...utils.errors import join
 from ..edit import Edit
-from .rules import BACKBONE_CONSTRUCTORS, RECIPES, STRIDES
+from .nested import INNER
+from .rules import BACKBONE_CONSTRUCTORS, LAYER_DECAY, MULTIMODAL, RECIPES, STRIDES
 
 
 def replace_backbone(
     edit: Edit,
-    at: tuple,
+    slot: tuple,
     arch: str | dict | Arch,
     stages: list[int],
     checkpoint: str | None,
@@ -23,14 +26,14 @@ def replace_backbone(
 
     Args:
         edit: The config.
-        at: Path of the model that has the backbone.
+        slot: Path of the old one.
         arch: As the user gave it.
         stages: Stages that it returns.
         checkpoint: As the user gave it.
         pools: Whether it is a PoolFormer: every mixer is pooling, and not by an argument.
         backbone_kwargs: More arguments for it.
     """
-    old, by_name = edit.get(at)['backbone'], isinstance(arch, str)
+    old, by_name = edit.get(slot), isinstance(arch, str)
     kind = 'PoolFormer' if pools and (not by_name or arch in ARCHS) else 'MetaFormer'
     if not by_name:
         arch = dict(arch) if isinstance(arch, dict) else arch._asdict()
@@ -42,10 +45,14 @@ def replace_backbone(
             new[key] = old[key]
     new.update(backbone_kwargs)
     if checkpoint is not None:
-        weights = official_weights(arch) if checkpoint == 'official' else checkpoint
+        variant = official_variant(checkpoint)
+        weights = checkpoint if variant is None else official_weights(arch, variant)
         new['init_cfg'] = dict(type='Pretrained', checkpoint=weights)
     strides = join(STRIDES[stage] for stage in stages)
-    edit.set((*at, 'backbone'), new, f'maps of stride {strides}')
+    reason = f'maps of stride {strides}'
+    if INNER in old:  # a backbone around a ResNet, whose layers it calls one by one
+        reason += f"; {type_of(old)}'s own branches go with it"
+    edit.set(slot, new, reason)
 
 
 def drop_old_weights(edit: Edit, at: tuple) -> None:
@@ -58,6 +65,13 @@ def drop_old_weights(edit: Edit, at: tuple) -> None:
                 edit.set((*at[:depth], key), None, 'weights of the old backbone')
     if edit.cfg.get('load_from'):
         edit.set(('load_from',), None, 'weights of the old model')
+    kind = type_of(edit.get(at))
+    if kind in MULTIMODAL:
+        warnings.warn(
+            f'{kind} reads texts too, and its image and text branches were trained together: with '
+            'another backbone only training from scratch makes sense',
+            stacklevel=4,
+        )
 
 
 def import_plugin(edit: Edit) -> None:
@@ -74,17 +88,27 @@ def import_plugin(edit: Edit) -> None:
 
 
 def set_optimizer(edit: Edit, at: tuple, segments: bool) -> None:
-    """Train by the paper's recipe for this kind of model; DETR-like ones have their own AdamW."""
+    """Train by the paper's recipe for this kind of model.
+
+    Learning rates by layer, DETR-like models and RTMDet have an AdamW of their own.
+    """
     wrapper = edit.find(('optim_wrapper',))
     old, model = wrapper.get('optimizer'), edit.get(at)
     if not old:
         return
-    if type_of(old) == 'AdamW' and _has_queries(model):
+    old_lr = old.get('lr')
+    if type_of(old) == 'AdamW':
         if wrapper.get('constructor') in BACKBONE_CONSTRUCTORS:
-            reason = 'counts the blocks of the old backbone'
-            for key in ('constructor', 'paramwise_cfg'):
-                edit.set(('optim_wrapper', key), None, reason)
-        return
+            _decay_by_layer(edit, wrapper.get('paramwise_cfg') or {})
+            return
+        if _has_queries(model):
+            return
+        if type_of(model) == 'RTMDet':
+            lr, batch_size = RECIPES['RTMDet']
+            reason = "the toolbox's learning rate for RTMDet with ConvNeXt and Swin"
+            edit.set(('optim_wrapper', 'optimizer', 'lr'), lr, reason)
+            _scale_schedule(edit, lr, batch_size, old_lr)
+            return
     has_rois = has(model, 'rpn_head', 'roi_head')
     kind = 'Semantic FPN' if segments else 'Mask R-CNN' if has_rois else 'RetinaNet'
     lr, batch_size = RECIPES[kind]
@@ -94,13 +118,27 @@ def set_optimizer(edit: Edit, at: tuple, segments: bool) -> None:
     for key in ('clip_grad', 'paramwise_cfg', 'constructor'):
         if wrapper.get(key) is not None:
             edit.set(('optim_wrapper', key), None, reason)
+    _scale_schedule(edit, lr, batch_size, old_lr)
+
+
+def _decay_by_layer(edit: Edit, old: dict) -> None:
+    """Learning rates by layer, with the old rate, over the layers of the new backbone."""
+    rate = old.get('decay_rate', old.get('layer_decay_rate'))
+    reason = 'counts the layers of the new backbone, with the same rate'
+    edit.set(('optim_wrapper', 'constructor'), LAYER_DECAY, reason)
+    new = dict(decay_rate=rate, decay_type=old.get('decay_type', 'layer_wise'))
+    edit.set(('optim_wrapper', 'paramwise_cfg'), new, reason)
+
+
+def _scale_schedule(edit: Edit, lr: float, batch_size: int, old_lr: float | None) -> None:
+    """Let the schedule end, and several GPUs scale, as the learning rate says."""
     scaling = dict(edit.cfg.get('auto_scale_lr') or dict(enable=False))
     scaling['base_batch_size'] = batch_size
     edit.set(('auto_scale_lr',), scaling, f'{lr} is for batches of {batch_size}')
     schedulers = edit.find(('param_scheduler',))
     for k, scheduler in enumerate(schedulers if isinstance(schedulers, list) else []):
-        if scheduler.get('eta_min') and old.get('lr'):
-            eta_min = float(f'{scheduler["eta_min"] * lr / old["lr"]:.3g}')
+        if scheduler.get('eta_min') and old_lr:
+            eta_min = float(f'{scheduler["eta_min"] * lr / old_lr:.3g}')
             path = ('param_scheduler', k, 'eta_min')
             edit.set(path, eta_min, 'scaled with the learning rate')
 

@@ -11,11 +11,16 @@ from ...archs import is_integer
 from ...utils.config_tree import has, type_of, walk
 from ...utils.errors import join
 from ..edit import Edit
-from .rules import INDEXED_NECKS, SwapError
+from .rules import INDEXED_NECKS, REVERSED_NECKS, STRIDES, SwapError
 
 
 def rewire(
-    edit: Edit, at: tuple, stages: list[int], dims: Sequence[int], segments: bool
+    edit: Edit,
+    at: tuple,
+    stages: list[int],
+    dims: Sequence[int],
+    segments: bool,
+    deeper: int = 0,
 ) -> list[int]:
     """Adapt what reads the backbone's maps.
 
@@ -25,6 +30,7 @@ def rewire(
         stages: The stage for each map that the old backbone returns.
         dims: Channels of all stages.
         segments: Whether the model is a segmentor.
+        deeper: How many maps follow them, each of twice the stride of the one before.
 
     Returns:
         The stages that are read, which the new backbone must return.
@@ -33,7 +39,11 @@ def rewire(
         SwapError: The config does not say what is read.
     """
     if edit.get(at).get('neck'):
+        if deeper:
+            return _downsample_for_neck(edit, at, stages, dims, deeper)
         return _rewire_neck(edit, at, stages, dims)
+    if deeper:
+        raise SwapError(f'it has no neck that could make {deeper} maps beyond stride {STRIDES[-1]}')
     if segments:
         return _rewire_segmentation_heads(edit, at, stages, dims)
     _rewire_detection_heads(edit, at, stages, dims)
@@ -59,7 +69,8 @@ def _rewire_neck(edit: Edit, at: tuple, stages: list[int], dims: Sequence[int]) 
     # Maps that the neck passes by would leave a norm without gradient, which DDP refuses.
     stages = _skip_levels(edit, path, stages[-count:])
     widths = [dims[stage] for stage in stages]
-    edit.set((*path, 'in_channels'), widths, 'the stages it reads')
+    listed = widths[::-1] if kind in REVERSED_NECKS else widths
+    edit.set((*path, 'in_channels'), listed, 'the stages it reads')
     if kind == 'SSDNeck':
         for passed_on in ((*path, 'out_channels'), (*at, 'bbox_head', 'in_channels')):
             channels = widths + list(edit.get(passed_on))[len(widths) :]
@@ -69,6 +80,28 @@ def _rewire_neck(edit: Edit, at: tuple, stages: list[int], dims: Sequence[int]) 
             index = head.get('in_index', -1)
             if isinstance(index, int) and 0 <= index < len(stages) - 1:
                 edit.set((*head_path, 'in_channels'), widths[index], 'the stage it reads')
+    return stages
+
+
+def _downsample_for_neck(
+    edit: Edit, at: tuple, stages: list[int], dims: Sequence[int], deeper: int
+) -> list[int]:
+    """Put a neck before the neck, which goes on from the last stage with strided convolutions."""
+    path, width, count = (*at, 'neck'), dims[stages[-1]], len(stages) + deeper
+    necks = edit.get(path)
+    necks = list(necks) if isinstance(necks, (list, tuple)) else [necks]
+    if len(necks[0].get('in_channels') or ()) != count:
+        raise SwapError(f'its neck {type_of(necks[0])} does not read the {count} maps')
+    downsampling = dict(
+        type='ChannelMapper',
+        in_channels=[dims[stage] for stage in stages],
+        out_channels=width,
+        kernel_size=1,
+        act_cfg=None,
+        num_outs=count,
+    )
+    new = [downsampling, dict(necks[0], in_channels=[width] * count), *necks[1:]]
+    edit.set(path, new, f'strided convolutions beyond stride {STRIDES[-1]}')
     return stages
 
 
@@ -106,6 +139,8 @@ def _rewire_segmentation_heads(
         if not listed:
             channels, index = channels[0], index[0]
         edit.set((*path, 'in_channels'), channels, 'the stages it reads')
+        if head.get('num_convs') == 0:
+            edit.set((*path, 'channels'), channels, 'as wide as what it reads')
         if 'c1_in_channels' in head:
             edit.set((*path, 'c1_in_channels'), dims[stages[0]], 'the first stage')
         if 'in_index' in head or (not listed and index != len(kept) - 1):
