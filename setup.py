@@ -64,6 +64,13 @@ setup(
         # Beside an OpenCV that is there already: pip install --no-deps grad-cam ttach
         'explain': ['grad-cam'],
         'convert': ['globox>=2.9'],
+        'export': [
+            'onnx>=1.18',
+            'onnxruntime>=1.22',
+            'onnxscript>=0.7',
+            'openvino>=2025.4',
+            'nncf>=3.0',
+        ],
         'digits': ['rich', 'scikit-image', 'scikit-learn', 'opencv-python', 'pycocotools'],
     },
     cmdclass={'build_py': BuildWithMim},
