@@ -330,7 +330,7 @@ def _measure(model, cfg: Config, meta: Metadata) -> dict[str, float]:
         batch = dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
         evaluator.process(data_samples=ours.test_step(batch), data_batch=batch)
     metrics = evaluator.evaluate(len(dataset))
-    found = {key: metrics[key] / whole for key, whole in METRICS.items() if key in metrics}
+    found = {key: float(metrics[key]) / whole for key, whole in METRICS.items() if key in metrics}
     if not found:
         raise LaunchError(
             f'--int8 is judged by one of {join(METRICS)}; the validation of this config gives '
