@@ -165,8 +165,8 @@ def test_raw_outputs(detector, digits_root, tmp_path, capsys):
     path = tmp_path / 'model.onnx'
     run_tool('export', *detector, '-o', path, '--raw', '--size', SIZE, SIZE, '--check', 1)
     assert len(open_model(path).meta.outputs) == 6
-    images = digits_root / 'images' / 'validation'
-    assert 'holds raw outputs' in tool_error(capsys, 'predict', detector[0], path, images)
+    args = digits_root / 'images' / 'validation', '--out', tmp_path / 'out'
+    assert 'holds raw outputs' in tool_error(capsys, 'predict', detector[0], path, *args)
 
 
 def test_masks(digits_root, tmp_path):
@@ -204,5 +204,6 @@ def test_a_broken_file(name, tmp_path):
 
 def test_a_missing_file(detector, tmp_path, capsys):
     save_noise(tmp_path / 'image.png', 64, 64, np.random.default_rng(0))
-    message = tool_error(capsys, 'predict', detector[0], tmp_path / 'no.onnx', tmp_path)
+    args = tmp_path / 'no.onnx', tmp_path, '--out', tmp_path / 'out'
+    message = tool_error(capsys, 'predict', detector[0], *args)
     assert 'model file not found' in message
