@@ -1,0 +1,121 @@
+"""Every command and every piece of Python in the guide to deployment, up to a service."""
+
+import json
+import shlex
+import shutil
+import threading
+import urllib.request
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, free_port, run_tool, shell_commands
+from mmengine.config import Config
+from test_guides import blocks
+from tiny_models import save_tiny_model
+
+from mmpoolformer.exporting.extras import OLDEST_TORCH
+
+VERSION = tuple(map(int, torch.__version__.split('+')[0].split('.')[:2]))
+pytestmark = pytest.mark.skipif(
+    VERSION < OLDEST_TORCH, reason=f'whole models are exported by torch {OLDEST_TORCH} or later'
+)
+for package in ('onnx', 'onnxruntime', 'onnxscript', 'openvino', 'nncf', 'fastapi', 'uvicorn'):
+    pytest.importorskip(package, reason='tests of the extra «export»')
+
+GUIDE = (ROOT / 'docs' / 'guides' / 'deploy.md').read_text()
+COMMANDS = [shlex.split(line) for line in shell_commands(GUIDE)]
+EXPORTS = [command[2:] for command in COMMANDS if command[1] == 'tools/export.py']
+USES = [command[1:] for command in COMMANDS if command[1] in ('tools/test.py', 'tools/predict.py')]
+PYTHON = blocks('deploy.md', 'python')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Where the guide's user stands: models, photos, and data that the configs name."""
+    folder = tmp_path_factory.mktemp('deploy')
+    digits = folder / 'data' / 'digits'
+    run_tool('make_digits_dataset', digits, '--train', 16, '--val', 2, '--size', 64)
+    shutil.copytree(digits / 'images' / 'validation', folder / 'photos')
+    for name, base in (('my_detector', 'retinanet'), ('my_segmentor', 'sem-fpn')):
+        config, checkpoint = save_tiny_model(folder, base)
+        cfg = Config.fromfile(config)
+        for split in ('train', 'val', 'test'):
+            cfg[f'{split}_dataloader'].update(num_workers=0, persistent_workers=False)
+        cfg.dump(folder / f'{name}.py')
+        checkpoint.rename(folder / f'{name}.pth')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def exported(folder):
+    """The folder after all exports of the guide, with 16 images where it says 64."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for arguments in EXPORTS:
+            run_tool('export', *(word if word != '64' else '16' for word in arguments))
+    return folder
+
+
+@pytest.fixture
+def here(exported, monkeypatch):
+    monkeypatch.chdir(exported)
+    return exported
+
+
+def test_all_exports_are_there(here):
+    assert len(EXPORTS) == 4
+    for arguments in EXPORTS:
+        assert (here / arguments[arguments.index('-o') + 1]).is_file()
+    assert not list(here.glob('*.partial*'))
+
+
+@pytest.mark.parametrize('command', USES, ids=' '.join)
+def test_a_command_that_uses_a_file(command, here):
+    tool, *arguments = command
+    run_tool(tool[6:-3], *arguments)
+    out = 'test_metrics.json' if 'test.py' in tool else 'predictions.json'
+    assert list((here / 'work_dirs').rglob(out))
+
+
+@pytest.mark.parametrize('code', PYTHON[:2], ids=['package', 'onnxruntime'])
+def test_the_python_of_the_guide(code, here, capsys):
+    exec(code, {})
+    assert "'0', '1'" in capsys.readouterr().out
+
+
+def test_the_service(here):
+    import uvicorn
+
+    scope = {}
+    exec(PYTHON[2], scope)
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(scope['app'], port=int(port), log_level='error'))
+    thread = threading.Thread(target=server.run)
+    started = threading.Event()
+    startup = server.startup
+
+    async def started_up(sockets=None):
+        await startup(sockets)
+        started.set()
+
+    server.startup = started_up
+    thread.start()
+    try:
+        assert started.wait(60)
+        image = next((here / 'photos').iterdir()).read_bytes()
+        request = urllib.request.Request(f'http://127.0.0.1:{port}/detect', image)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found = json.load(answer)
+    finally:
+        server.should_exit = True
+        thread.join()
+    assert len(found['boxes']) == len(found['scores']) == len(found['names']) == 5
+    assert np.all(np.diff(found['scores']) <= 0)
+
+
+def test_the_guide_names_every_format():
+    from mmpoolformer.exporting import SUFFIXES
+
+    for form, suffix in SUFFIXES.items():
+        assert f'`{form}`' in GUIDE and f'`{suffix}`' in GUIDE
