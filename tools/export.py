@@ -47,6 +47,14 @@ def parse_args():
         '--check', type=int, default=8, metavar='N', help='images to compare with PyTorch on (8)'
     )
     parser.add_argument(
+        '--check-sizes',
+        type=size_of,
+        nargs='+',
+        default=(),
+        metavar='HxW',
+        help='compare on made images of these sizes too, such as 320x320 800x1333',
+    )
+    parser.add_argument(
         '--tolerance',
         type=float,
         default=TOLERANCE,
@@ -74,9 +82,15 @@ def main():
         int8=args.int8,
         calibrate=args.calibrate,
         check=args.check,
+        check_sizes=args.check_sizes,
         tolerance=args.tolerance,
     )
     show(report)
+
+
+def size_of(text):
+    height, width = map(int, text.split('x'))
+    return height, width
 
 
 def format_of(path):

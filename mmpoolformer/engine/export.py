@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +66,7 @@ def export(
     int8: bool = False,
     calibrate: int = 64,
     check: int = 8,
+    check_sizes: Sequence[tuple[int, int]] = (),
     tolerance: float = comparing.TOLERANCE,
 ) -> Report:
     """Export a trained model, check it, and only then put it in its place.
@@ -79,6 +81,7 @@ def export(
         int8: Quantise, calibrated on the training set and judged on the validation set.
         calibrate: Images for that.
         check: Images to compare with PyTorch on.
+        check_sizes: Heights and widths of made images to compare on besides.
         tolerance: The largest difference that is accepted, see :mod:`~..exporting.comparing`.
 
     Raises:
@@ -86,6 +89,7 @@ def export(
             one graph, or a difference beyond the tolerance. Nothing is written then.
     """
     path = Path(out)
+    _check_sizes(check_sizes, size)
     _check_request(config, path, format, part, int8, calibrate, check)
     init_default_scope(config.default_scope)
     model, labels = _load(config, checkpoint)
@@ -103,9 +107,8 @@ def export(
             formats.save_openvino(made, partial, meta)
         else:
             formats.write(program, list(meta.outputs), partial, format, meta)
-        theirs = reference, _wrap(reference, config.default_scope, part)
         runtime = open_model(partial, allow_pickle=True)
-        found, count = _compare(runtime, *theirs, config, check)
+        found, count = _compare(runtime, reference, config, part, check, check_sizes)
         if not int8:  # which was judged by its metric
             _accept(found, count, tolerance, format)
     return Report(path, meta, found, count, metrics)
@@ -149,6 +152,18 @@ def _check_request(cfg, path, form, part, int8, calibrate, check) -> None:
     check_work_dir(path.parent)
 
 
+def _check_sizes(sizes: Sequence[tuple[int, int]], only: tuple[int, int] | None) -> None:
+    others = [size for size in sizes if only and tuple(size) != tuple(only)]
+    if others:
+        raise LaunchError(
+            f'--check-sizes {_by(others[0])}: with --size the file takes {_by(only)} alone'
+        )
+
+
+def _by(size: tuple[int, int]) -> str:
+    return 'x'.join(map(str, size))
+
+
 def _load(cfg: Config, checkpoint: str) -> tuple[nn.Module, tuple[list, list]]:
     """The model with all its weights, and names and colours of its classes."""
     cfg.load_from = checkpoint
@@ -188,13 +203,20 @@ def _example(wrapper: nn.Module, size: tuple[int, int]) -> Tensor:
 
 
 def _compare(
-    runtime: Runtime, reference: nn.Module, wrapper: nn.Module, cfg: Config, count: int
+    runtime: Runtime,
+    reference: nn.Module,
+    cfg: Config,
+    part: str,
+    count: int,
+    sizes: Sequence[tuple[int, int]],
 ) -> tuple[list[comparing.Difference], int]:
-    """The largest differences on images of the test set, or on made ones."""
+    """The largest differences on images of the test set and on made ones."""
     found, images = [], 0
+    wrapper = _wrap(reference, cfg.default_scope, part)
     rgb = _pipeline_is_rgb(cfg)
     ours = ExportedModel.of(runtime, rgb) if runtime.meta.kind not in (RAW, BACKBONE) else None
-    for data in track(_samples(cfg, runtime.meta, count), count, 'compared with PyTorch'):
+    samples = chain(_samples(cfg, runtime.meta, count), _made(cfg, sizes))
+    for data in track(samples, count + len(sizes), 'compared with PyTorch'):
         images += 1
         if ours is None:
             pixels = data['inputs'] if rgb else data['inputs'].flip(0)
@@ -221,7 +243,8 @@ def _samples(cfg: Config, meta: Metadata, count: int) -> Iterator[dict]:
         check_data(cfg, 'test')
     except LaunchError:
         print('the test set is not there: compared on made images', file=sys.stderr)
-        samples: Iterator = _made(cfg, meta, count)
+        size = EXAMPLE if meta.heights[0] != meta.heights[1] else (meta.heights[0], meta.widths[0])
+        samples: Iterator = _made(cfg, [size] * count)
     else:
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
         samples = (dataset[i] for i in range(min(count, len(dataset))))
@@ -233,17 +256,16 @@ def _samples(cfg: Config, meta: Metadata, count: int) -> Iterator[dict]:
         yield data
 
 
-def _made(cfg: Config, meta: Metadata, count: int) -> Iterator[dict]:
+def _made(cfg: Config, sizes: Sequence[tuple[int, int]]) -> Iterator[dict]:
     if cfg.default_scope == 'mmdet':
         from mmdet.structures import DetDataSample as Sample
     else:
         from mmseg.structures import SegDataSample as Sample
-    size = EXAMPLE if meta.heights[0] != meta.heights[1] else (meta.heights[0], meta.widths[0])
-    for number in range(count):
+    for number, size in enumerate(sizes):
         generator = torch.Generator().manual_seed(number)
         small = torch.rand(1, 3, 12, 16, generator=generator) * 255
         image = nn.functional.interpolate(small, size, mode='bicubic').clamp(0, 255).byte()[0]
-        shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), size)
+        shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), tuple(size))
         sample = Sample(metainfo=dict(shapes, scale_factor=(1.0, 1.0), img_id=number))
         yield dict(inputs=image, data_samples=sample)
 

@@ -49,7 +49,8 @@ class ExportedModel(BaseModel):
                 f'{runtime.path} holds {meta.kind} outputs, and no boxes or labels: export the '
                 'model without --raw'
             )
-        self.dataset_meta = dict(classes=tuple(meta.classes), palette=meta.palette)
+        palette = [tuple(colour) for colour in meta.palette]
+        self.dataset_meta = dict(classes=tuple(meta.classes), palette=palette)
 
     def forward(self, inputs, data_samples=None, mode: str = 'predict') -> list:
         """Predict on images as a test pipeline makes them.
