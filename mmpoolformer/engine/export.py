@@ -31,7 +31,11 @@ from ..utils.progress import track
 from .checks import check_checkpoints, check_data, check_work_dir
 from .inference import dataset_meta, misfit
 
-PACKAGES = {'onnx': ['onnx', 'onnxruntime'], 'openvino': ['onnx', 'openvino'], 'torch-export': []}
+PACKAGES = {
+    'onnx': ['onnx', 'onnxscript', 'onnxruntime'],
+    'openvino': ['onnx', 'onnxscript', 'openvino'],
+    'torch-export': [],
+}
 WHOLE = {'mmdet': Detector, 'mmseg': Segmentor}
 # The metrics by which int8 is judged, in 0–1 or per cent, with the most of each that may be lost.
 METRICS = {'coco/bbox_mAP': 1.0, 'coco/segm_mAP': 1.0, 'mIoU': 100.0}
@@ -85,8 +89,7 @@ def export(
         tolerance: The largest difference that is accepted, see :mod:`~..exporting.comparing`.
 
     Raises:
-        LaunchError: Anything that a user can mend, such as a missing package, a model that is not
-            one graph, or a difference beyond the tolerance. Nothing is written then.
+        LaunchError: What a user can mend, or too large a difference; nothing is written then.
     """
     path = Path(out)
     _check_sizes(check_sizes, size)

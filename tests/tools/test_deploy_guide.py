@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 import threading
 import urllib.error
 import urllib.request
@@ -10,61 +9,16 @@ import urllib.request
 import cv2
 import numpy as np
 import pytest
-import torch
-from helpers import ROOT, free_port, run_tool, shell_commands
-from mmengine.config import Config
+from helpers import ROOT, free_port, require_export, run_tool, shell_commands
 from test_guides import blocks
-from tiny_models import save_tiny_model
 
-from mmpoolformer.engine.export import MOST_LOST
-from mmpoolformer.exporting.extras import OLDEST_TORCH
-
-VERSION = tuple(map(int, torch.__version__.split('+')[0].split('.')[:2]))
-pytestmark = pytest.mark.skipif(
-    VERSION < OLDEST_TORCH, reason=f'whole models are exported by torch {OLDEST_TORCH} or later'
-)
-for package in ('onnx', 'onnxruntime', 'onnxscript', 'openvino', 'nncf', 'fastapi', 'uvicorn'):
-    pytest.importorskip(package, reason='tests of the extra «export»')
+require_export('fastapi', 'uvicorn')
 
 GUIDE = (ROOT / 'docs' / 'guides' / 'deploy.md').read_text()
 COMMANDS = [shlex.split(line) for line in shell_commands(GUIDE)]
 EXPORTS = [command[2:] for command in COMMANDS if command[1] == 'tools/export.py']
 USES = [command[1:] for command in COMMANDS if command[1] in ('tools/test.py', 'tools/predict.py')]
 PYTHON = blocks('deploy.md', 'python')
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    """Where the guide's user stands: models, photos, and data that the configs name."""
-    folder = tmp_path_factory.mktemp('deploy')
-    digits = folder / 'data' / 'digits'
-    run_tool('make_digits_dataset', digits, '--train', 16, '--val', 2, '--size', 64)
-    shutil.copytree(digits / 'images' / 'validation', folder / 'photos')
-    for name, base in (('my_detector', 'retinanet'), ('my_segmentor', 'sem-fpn')):
-        config, checkpoint = save_tiny_model(folder, base)
-        cfg = Config.fromfile(config)
-        for split in ('train', 'val', 'test'):
-            cfg[f'{split}_dataloader'].update(num_workers=0, persistent_workers=False)
-        cfg.dump(folder / f'{name}.py')
-        checkpoint.rename(folder / f'{name}.pth')
-    return folder
-
-
-@pytest.fixture(scope='module')
-def exported(folder):
-    """The folder after all exports of the guide, with 16 images where it says 64."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setitem(MOST_LOST, 'mIoU', 1.0)  # random weights may lose any
-        for arguments in EXPORTS:
-            run_tool('export', *(word if word != '64' else '16' for word in arguments))
-    return folder
-
-
-@pytest.fixture
-def here(exported, monkeypatch):
-    monkeypatch.chdir(exported)
-    return exported
 
 
 def test_all_exports_are_there(here):
