@@ -88,7 +88,7 @@ def _methods() -> Iterator[tuple[type, str, Callable]]:
 
 def found(scores: Tensor) -> Tensor:
     """The positions of what is there."""
-    return (scores > 0).nonzero()[:, 0]
+    return scores.clamp(min=0).nonzero()[:, 0]  # of floats: TensorRT has it for no booleans
 
 
 def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -220,7 +220,7 @@ def extract_rois(self, feats, rois, roi_scale_factor=None):
         rois = self.roi_rescale(rois, roi_scale_factor)
     out = rois.new_zeros(rois.shape[0], self.out_channels, *self.roi_layers[0].output_size)
     for level, (feat, layer) in enumerate(zip(feats, self.roi_layers)):
-        here = (levels == level).nonzero()[:, 0]
+        here = (levels == level).float().nonzero()[:, 0]
         out = out.index_put((here,), layer(feat, rois[here]))
     return out
 

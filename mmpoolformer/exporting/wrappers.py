@@ -36,7 +36,8 @@ class Preprocessor(nn.Module):
         self.pad_value = source.pad_val if is_of_mmseg else source.pad_value
 
     def forward(self, image: Tensor) -> Tensor:
-        x = (image if self.is_rgb else image.flip(1)).float()
+        x = image.float()  # first, as TensorRT knows no bytes behind its input
+        x = x if self.is_rgb else x.flip(1)
         if self.mean is not None:
             x = (x - self.mean) / self.std
         height, width = x.shape[-2:]

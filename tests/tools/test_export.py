@@ -16,6 +16,16 @@ DETECTOR = 'my_detector.py', 'my_detector.pth'
 SEGMENTOR = 'my_segmentor.py', 'my_segmentor.pth'
 ONNX, OPENVINO, ONE_SIZE = 'my_detector.onnx', 'my_segmentor.xml', 'my_segmentor_320.onnx'
 SIZE = 320
+# Of those that a file may need, what onnx-tensorrt's docs/operators.md has for TensorRT 10.1.
+TENSORRT = (
+    'Add And ArgMax AveragePool BatchNormalization Cast Ceil Clip Concat Constant ConstantOfShape '
+    'Conv ConvTranspose CumSum Div Equal Erf Exp Expand Flatten Floor Gather GatherElements '
+    'GatherND Gemm Greater GreaterOrEqual Identity If InstanceNormalization LayerNormalization '
+    'Less LessOrEqual Log MatMul Max MaxPool Min Mod Mul Neg NonMaxSuppression NonZero Not Or Pad '
+    'Pow Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Resize '
+    'RoiAlign Round ScatterElements ScatterND Shape Sigmoid Sign Slice Softmax Split Sqrt Squeeze '
+    'Sub Tile TopK Transpose Unsqueeze Where Xor'
+)
 
 
 def metrics(model, work_dir):
@@ -52,6 +62,16 @@ def test_one_file_for_all_sizes(here):
         found = model(image)
         assert set(found) == {'boxes', 'scores', 'labels'} and len(found['boxes']) == 5
         assert (found['boxes'] >= 0).all() and (found['boxes'] <= max(size)).all()
+
+
+def operators(path):
+    import onnx
+
+    return {node.op_type for node in onnx.load(str(path)).graph.node}
+
+
+def test_the_operators_are_those_that_tensorrt_documents(here):
+    assert not (operators(ONNX) | operators(ONE_SIZE)) - set(TENSORRT.split())
 
 
 def test_a_file_says_what_it_is(here):
@@ -122,6 +142,7 @@ def test_masks(tmp_path):
     run_tool('export', *model, '-o', path, '--check', 2, '--size', 64, 64)
     found = open_model(path)(np.zeros((1, 3, 64, 64), np.uint8))
     assert found['masks'].shape == (len(found['boxes']), 28, 28)
+    assert not operators(path) - set(TENSORRT.split())
 
 
 @pytest.mark.parametrize(
