@@ -65,6 +65,13 @@ setup(
         'explain': ['grad-cam'],
         'convert': ['globox>=2.9'],
         'docs': ['mkdocs-material>=9.8', 'mkdocstrings[python]>=1.0'],
+        'export': [
+            'onnx>=1.18',
+            'onnxruntime>=1.22',
+            'onnxscript>=0.7',
+            'openvino>=2025.4',
+            'nncf>=3.0',
+        ],
         'digits': ['rich', 'scikit-image', 'scikit-learn', 'opencv-python', 'pycocotools'],
     },
     cmdclass={'build_py': BuildWithMim},

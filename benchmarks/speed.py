@@ -8,25 +8,19 @@ and plots.
 """
 
 import argparse
-import contextlib
 import copy
 import json
-import multiprocessing
-import os
 import re
-import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import timm
 import torch
 from common import (
     REPORTS,
     build_detector,
     burst,
-    in_turns,
     machine,
     markdown,
     peak_memory,
@@ -35,12 +29,12 @@ from common import (
     write_json,
     write_page,
 )
+from contenders import InProcess, measure, timm_features
 from torch import Tensor, nn
 
 from mmpoolformer import ARCHS, PoolFormer
 from mmpoolformer.checkpoints import find_weights
 from mmpoolformer.deploy import compile_for_inference, switch_to_deploy
-from mmpoolformer.utils.errors import one_line
 from mmpoolformer.utils.memory import keep_freed_memory, reuse_freed_memory
 from mmpoolformer.utils.progress import Bars
 
@@ -146,15 +140,7 @@ def measure_case(case: dict, args) -> list[dict]:
     kind = Contender if case['device'] == 'cuda' else ContenderProcess
     if kind is Contender:  # a process starts with nothing compiled
         reset_compiler()
-    found = {name: Attempt(kind, case, name) for name in names(case, not args.no_compile)}
-    times = in_turns({name: attempt.burst for name, attempt in found.items()}, args.rounds)
-    memory = {name: attempt.peak_memory() for name, attempt in found.items()}
-    for attempt in found.values():
-        attempt.close()
-    return [
-        dict(case, contender=name, **found[name].result(times[name], memory[name]))
-        for name in found
-    ]
+    return measure(kind, case, names(case, not args.no_compile), args.rounds)
 
 
 def names(case: dict, compiled: bool) -> list[str]:
@@ -171,49 +157,6 @@ def names(case: dict, compiled: bool) -> list[str]:
         if inference:
             found.append(DEPLOYED)
     return [*found, FLOOR] if inference or trained_here else found
-
-
-class Attempt:
-    """A contender that may fail, at first or later: the others go on."""
-
-    def __init__(self, kind: type, case: dict, name: str):
-        self.contender, self.error, self.batch = None, None, case['batch']
-        self.contender = self._try(lambda: kind(case, name))
-
-    def burst(self) -> list[float]:
-        return (self.contender and self._try(self.contender.burst)) or []
-
-    def peak_memory(self) -> float | None:
-        return self.contender and self._try(self.contender.peak_memory)
-
-    def close(self):
-        if self.contender:
-            self.contender.close()
-            self.contender = None
-
-    def result(self, values: list[float], memory: float | None) -> dict:
-        """What the report says of it."""
-        if self.error:
-            return dict(error=self.error)
-        median = statistics.median(values)
-        return dict(
-            milliseconds=median,
-            quartiles=statistics.quantiles(values, n=4)[::2],
-            images_per_second=1e3 * self.batch / median,
-            peak_mebibytes=memory,
-        )
-
-    def _try(self, step: Callable):
-        try:
-            return step()
-        except ContenderError as error:
-            self.error = str(error)
-        except Exception as error:  # whatever a compiler or a device without memory raises
-            self.error = one_line(error)
-        # Outside of the handler, which keeps the frames with their tensors.
-        self.close()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
 
 
 class Contender:
@@ -249,56 +192,12 @@ def reset_compiler():
         torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
-class ContenderError(Exception):
-    """What made a contender fail in its process."""
+class ContenderProcess(InProcess):
+    """A :class:`Contender` in a child process."""
 
-
-class ContenderProcess:
-    """A :class:`Contender` in a child process, which waits while others have their turn."""
-
-    def __init__(self, case: dict, name: str):
-        context = multiprocessing.get_context('fork')
-        self.pipe, pipe = context.Pipe()
-        self.process = context.Process(target=serve, args=(case, name, pipe), daemon=True)
-        self.process.start()
-        pipe.close()
-        self.answer()
-
-    def burst(self) -> list[float]:
-        return self.call('burst')
-
-    def peak_memory(self) -> float | None:
-        return self.call('peak_memory')
-
-    def call(self, method: str):
-        with contextlib.suppress(OSError):  # gone while others had their turn: no answer
-            self.pipe.send(method)
-        return self.answer()
-
-    def answer(self):
-        try:
-            error, value = self.pipe.recv()
-        except (EOFError, OSError):  # killed, by the kernel if memory ran out
-            raise ContenderError('its process ended without an answer') from None
-        if error:
-            raise ContenderError(error)
-        return value
-
-    def close(self):
-        with contextlib.suppress(OSError):  # it may be gone
-            self.pipe.send(None)
-        self.process.join()
-
-
-def serve(case: dict, name: str, pipe):
-    try:
-        contender = Contender(case, name)
-        pipe.send((None, 'ready'))
-        while (method := pipe.recv()) is not None:
-            pipe.send((None, getattr(contender, method)()))
-    except Exception as error:  # whatever a contender raises
-        pipe.send((one_line(error), None))
-    os._exit(0)  # not the parent's clean-up
+    @staticmethod
+    def make(case: dict, name: str):
+        return Contender(case, name)
 
 
 def inference_step(case: dict, name: str, image: Tensor) -> Callable:
@@ -398,10 +297,6 @@ def backbone(case: dict, name: str) -> nn.Module:
     missing, _ = model.load_state_dict(find_weights(weights).to('official'), strict=False)
     assert all(key.startswith('norm') for key in missing), missing  # timm has no output norms
     return model
-
-
-def timm_features(name: str, **options) -> nn.Module:
-    return timm.create_model(name, pretrained=False, features_only=True, **options)
 
 
 def convolutions(model: nn.Module, image: Tensor) -> list[tuple[nn.Module, Tensor]]:

@@ -24,6 +24,7 @@ __all__ = [
     'PoolFormer',
     'SwapError',
     '__version__',
+    'export',
     'own_data_changes',
     'swap_backbone',
     'swap_changes',
@@ -32,3 +33,12 @@ __all__ = [
 
 register_backbones()
 register_loaders()
+
+
+def __getattr__(name: str):
+    """``export`` comes with mmengine's runner and evaluators, when it is first asked for."""
+    if name != 'export':
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from .engine.export import export
+
+    return export

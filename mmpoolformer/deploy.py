@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
+from .models import MetaFormer
 from .models.norms import is_over_channels
 from .utils.memory import keep_freed_memory
 
@@ -54,3 +58,17 @@ def compile_for_inference(module: nn.Module, mode: str | None = None) -> None:
 
         module.forward = inductor.patch(freezing=True)(module.forward)
         keep_freed_memory()
+
+
+@contextmanager
+def plain(model: nn.Module) -> Iterator[None]:
+    """Let the backbones in a model compute operation by operation what the paper writes."""
+    backbones = [module for module in model.modules() if isinstance(module, MetaFormer)]
+    before = [backbone.token_mixing for backbone in backbones]
+    try:
+        for backbone in backbones:
+            backbone.token_mixing = 'plain'
+        yield
+    finally:
+        for backbone, token_mixing in zip(backbones, before):
+            backbone.token_mixing = token_mixing

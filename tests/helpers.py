@@ -20,6 +20,7 @@ from mmpoolformer import (
     METAFORMERS,
     MetaFormer,
 )
+from mmpoolformer.exporting.extras import OLDEST_TORCH
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
@@ -92,6 +93,15 @@ TINY_LOOPS = {
 needs_whole_graphs = pytest.mark.skipif(
     not hasattr(torch.library, 'custom_op'), reason='needs torch 2.4 or later'
 )
+
+
+def require_export(*more):
+    """Skip a file of tests where torch or a package cannot export whole models."""
+    version = tuple(map(int, torch.__version__.split('+')[0].split('.')[:2]))
+    if version < OLDEST_TORCH:
+        pytest.skip(f'torch {OLDEST_TORCH} or later exports them', allow_module_level=True)
+    for package in ('onnx', 'onnxruntime', 'onnxscript', 'openvino', 'nncf', *more):
+        pytest.importorskip(package, reason='tests of the extra «export»')
 
 
 def timm_to_official(key):

@@ -15,6 +15,7 @@ FLOORS = [
     ['checkpoints'],
     ['models'],
     ['registry', 'deploy'],
+    ['exporting'],
     ['datasets'],
     ['adapt'],
     ['engine'],

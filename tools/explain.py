@@ -14,6 +14,7 @@ from mmpoolformer.engine.explaining import (
     save_cams,
     save_features,
 )
+from mmpoolformer.engine.exported import is_model_file
 from mmpoolformer.engine.inference import (
     add_inference_arguments,
     find_classes,
@@ -66,6 +67,8 @@ def main():
     if inputs.videos:
         raise LaunchError(f'{inputs.videos[0]} is a video: give images, such as frames of it')
     check_work_dir(args.out)
+    if is_model_file(args.checkpoint):
+        raise LaunchError(f'{args.checkpoint} has no layers to look into: give the checkpoint')
     inferencer = load_inferencer(args)
     explainer = Explainer(inferencer, args.method)
     stages = choose_stages(args.stage, len(explainer.layers))

@@ -2,7 +2,8 @@
 
 import argparse
 
-from mmpoolformer.engine.inference import add_deploy_arguments, deploy, misfit
+from mmpoolformer.engine.exported import is_model_file, load_model_file, prepare_config
+from mmpoolformer.engine.inference import add_deploy_arguments, deploy, meta_of_config, misfit
 from mmpoolformer.engine.launch import (
     LaunchError,
     add_common_arguments,
@@ -18,7 +19,9 @@ from mmpoolformer.engine.scalars import write_metrics
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     add_common_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument(
+        'checkpoint', help='checkpoint file or URL, or a model file of tools/export.py'
+    )
     parser.add_argument(
         '--out', help='save the predictions: detection, a .pkl file; segmentation, a folder of PNGs'
     )
@@ -31,7 +34,12 @@ def parse_args():
 def main():
     args = parse_args()
     cfg = load_config(args)
-    cfg.load_from = args.checkpoint
+    model = None
+    if is_model_file(args.checkpoint):
+        model = load_model_file(cfg, args, meta_of_config(cfg).get('classes'))
+        prepare_config(cfg)
+    else:
+        cfg.load_from = args.checkpoint
     if args.show_dir:
         draw_predictions(cfg, args.show_dir)
     if args.tta:
@@ -39,8 +47,11 @@ def main():
     if args.out:
         save_predictions(cfg, args.out)
     runner = build_runner(cfg, 'test')
-    load_whole_model(runner, args.checkpoint)
-    deploy(runner.model, args)
+    if model is None:
+        load_whole_model(runner, args.checkpoint)
+        deploy(runner.model, args)
+    else:
+        runner.model = model
     write_metrics(cfg, 'test', test(runner))
 
 

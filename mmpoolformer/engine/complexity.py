@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..models import MetaFormer
+from ..deploy import plain
 from ..utils.errors import last_line
 
 aten = torch.ops.aten
@@ -70,20 +70,6 @@ def measure(model: nn.Module, images: Tensor, data_samples: list | None = None) 
         dict(Counter(_uncounted(model))),
         reason,
     )
-
-
-@contextmanager
-def plain(model: nn.Module) -> Iterator[None]:
-    """Let the backbones in a model compute operation by operation what the paper writes."""
-    backbones = [module for module in model.modules() if isinstance(module, MetaFormer)]
-    before = [backbone.token_mixing for backbone in backbones]
-    try:
-        for backbone in backbones:
-            backbone.token_mixing = 'plain'
-        yield
-    finally:
-        for backbone, token_mixing in zip(backbones, before):
-            backbone.token_mixing = token_mixing
 
 
 class PeakMemory(TorchDispatchMode):

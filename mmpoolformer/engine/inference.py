@@ -24,6 +24,7 @@ from ..utils.config_tree import walk
 from ..utils.errors import LaunchError, join, one_line
 from ..utils.memory import reuse_freed_memory
 from .checks import check_checkpoints, nearest
+from .exported import is_model_file, load_model_file
 from .launch import CONFIG_HELP, load_config, require
 
 VISUALIZERS = {'mmdet': 'DetLocalVisualizer', 'mmseg': 'SegLocalVisualizer'}
@@ -35,7 +36,9 @@ LONGEST_CLASS = 200  # characters of a name
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every program takes that runs a trained model on images."""
     parser.add_argument('config', help=CONFIG_HELP)
-    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument(
+        'checkpoint', help='checkpoint file or URL, or a model file of tools/export.py'
+    )
     parser.add_argument('inputs', nargs='+', metavar='INPUT')
     parser.add_argument('--device', help='cpu, cuda:0, … (default: a GPU if there is one)')
     parser.add_argument(
@@ -96,7 +99,7 @@ def load_inferencer(args: argparse.Namespace) -> BaseInferencer:
     """Build the inferencer of the config's toolbox, with every weight of the checkpoint.
 
     Args:
-        args: See :func:`add_inference_arguments`.
+        args: See :func:`add_inference_arguments`; ``checkpoint`` may be a model file.
 
     Raises:
         LaunchError: Config, checkpoint, classes and device do not fit together.
@@ -105,17 +108,22 @@ def load_inferencer(args: argparse.Namespace) -> BaseInferencer:
     reuse_freed_memory()
     device = _check_device(args.device)
     cfg = load_config(args)
-    cfg.load_from = args.checkpoint
-    check_checkpoints(cfg, 'test')
     require(cfg, 'test_dataloader.dataset.pipeline', 'to predict')
     if cfg.default_scope not in VISUALIZERS:
         raise LaunchError(
             f'{args.config}: default_scope={cfg.default_scope!r}; {join(VISUALIZERS)} can predict'
         )
+    weights, exported = args.checkpoint, None
+    if is_model_file(weights):
+        exported = load_model_file(cfg, args, meta_of_config(cfg).get('classes'))
+        weights, device = None, 'cpu'
+    else:
+        cfg.load_from = weights
+        check_checkpoints(cfg, 'test')
     # Without backends, which would log the pictures to where the training was logged.
     cfg.visualizer = dict(type=VISUALIZERS[cfg.default_scope], name='predictions')
     try:
-        return _inferencer_class(cfg.default_scope)(cfg, args.checkpoint, device=device)
+        return _inferencer_class(cfg.default_scope, exported)(cfg, weights, device=device)
     except (KeyError, TypeError, ValueError, AttributeError, FileNotFoundError) as error:
         raise LaunchError(
             f'the model cannot be built from {args.config}: {one_line(error)}'
@@ -159,17 +167,23 @@ def _check_device(name: str | None) -> str:
     return name
 
 
-def _inferencer_class(scope: str) -> type[BaseInferencer]:
+def _inferencer_class(scope: str, exported: nn.Module | None) -> type[BaseInferencer]:
     if scope == 'mmdet':
         from mmdet.apis import DetInferencer as Base
     else:
         from mmseg.apis import MMSegInferencer as Base
 
     class Inferencer(Base):
-        """The toolbox's own, which loads all weights or none."""
+        """The toolbox's own, which loads all weights or none, or has a model file."""
+
+        def _init_model(self, cfg, weights, device='cpu'):
+            if exported is None:
+                return super()._init_model(cfg, weights, device)
+            exported.cfg = cfg
+            return exported.eval()
 
         def _load_weights_to_model(self, model, checkpoint, cfg):
-            meta = _dataset_meta(cfg, checkpoint)
+            meta = dataset_meta(cfg, checkpoint)
             try:
                 _load_checkpoint_to_model(model, checkpoint, strict=True)
             except (RuntimeError, AttributeError, TypeError) as error:
@@ -181,13 +195,13 @@ def _inferencer_class(scope: str) -> type[BaseInferencer]:
     return Inferencer
 
 
-def _dataset_meta(cfg: Config, checkpoint: dict) -> dict:
+def dataset_meta(cfg: Config, checkpoint: dict) -> dict:
     """Names and colours of the classes: the checkpoint's, else the config's.
 
     Raises:
         LaunchError: There are none, or another number than the heads have.
     """
-    theirs, ours = _meta_of_checkpoint(checkpoint), _meta_of_config(cfg)
+    theirs, ours = _meta_of_checkpoint(checkpoint), meta_of_config(cfg)
     meta, who = (theirs, cfg.load_from) if theirs.get('classes') else (ours, 'the test set')
     classes = list(meta.get('classes') or ())
     if not classes:
@@ -247,7 +261,7 @@ def _are_colours(palette: object) -> bool:
     )
 
 
-def _meta_of_config(cfg: Config) -> dict:
+def meta_of_config(cfg: Config) -> dict:
     """What the config's test set says about its classes, without its files."""
     dataset = cfg.test_dataloader.dataset
     with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:

@@ -1,0 +1,144 @@
+"""Write a recorded graph as a file of a format."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ..utils.errors import LaunchError
+from ..utils.files import aside
+from .extras import require
+from .graphs import reason
+from .metadata import KEY, SUFFIXES, Metadata
+from .wrappers import IMAGE
+
+OPSET = 18  # of ONNX: TensorRT 10, OpenVINO and ONNX Runtime document all of its operators used
+
+
+def write(
+    program: torch.export.ExportedProgram, names: list[str], path: Path, form: str, meta: Metadata
+) -> None:
+    """Write a graph to a path, which is lent by :func:`mmpoolformer.utils.files.aside`.
+
+    Args:
+        program: The graph.
+        names: Of its outputs.
+        path: The file.
+        form: A key of :data:`~.metadata.SUFFIXES`.
+        meta: What the file says about itself.
+
+    Raises:
+        LaunchError: The format has no operator for something, or a package is missing.
+    """
+    WRITERS[form](program, names, path, meta)
+
+
+def to_onnx(program: torch.export.ExportedProgram, names: list[str]):
+    """Translate a graph; returns ONNX's ``ModelProto``."""
+    require('onnxscript')
+    try:
+        with _quiet():
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[IMAGE],
+                output_names=names,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # whatever the exporter raises
+        raise LaunchError(
+            f'ONNX has no operator for a part of this model: {reason(error)}. --raw exports what '
+            'its heads put out, --format torch-export all of it'
+        ) from error
+    return made.model_proto
+
+
+def to_openvino(program: torch.export.ExportedProgram, names: list[str]):
+    """Translate a graph, by way of ONNX; returns ``openvino.Model``."""
+    openvino = require('openvino')
+    proto = to_onnx(program, names)
+    onnx = require('onnx')
+    # From memory, OpenVINO's reader of ONNX takes streams of bytes.
+    from io import BytesIO
+
+    stream = BytesIO()
+    onnx.save(proto, stream)
+    stream.seek(0)
+    try:
+        return openvino.convert_model(stream)
+    except Exception as error:  # of a frontend in C++
+        raise LaunchError(
+            f'OpenVINO does not read a part of this model: {reason(error)}. --format onnx does '
+            'without it, --raw exports what the heads put out'
+        ) from error
+
+
+def save_openvino(model, path: Path, meta: Metadata) -> None:
+    """Write an OpenVINO model, weights in full precision beside it."""
+    model.set_rt_info(meta.text(), [KEY])
+    require('openvino').save_model(model, str(path), compress_to_fp16=False)
+
+
+def _write_onnx(program, names, path, meta) -> None:
+    onnx = require('onnx')
+    proto = to_onnx(program, names)
+    onnx.helper.set_model_props(proto, {KEY: meta.text()})
+    onnx.save(proto, str(path))
+
+
+def _write_openvino(program, names, path, meta) -> None:
+    save_openvino(to_openvino(program, names), path, meta)
+
+
+def _write_torch(program, names, path, meta) -> None:
+    torch.export.save(program, path, extra_files={KEY: meta.text()})
+
+
+WRITERS: dict[str, Callable] = {
+    'onnx': _write_onnx,
+    'openvino': _write_openvino,
+    'torch-export': _write_torch,
+}
+
+
+@contextmanager
+def placed(path: Path):
+    """Lend a name beside a model file; afterwards what lies there takes the file's place.
+
+    OpenVINO's weights lie in a second file, which is in its place before the first.
+    """
+    suffix = path.suffix
+    with aside(path, suffix) as partial:
+        weights = partial.with_suffix('.bin')
+        try:
+            yield partial
+            if weights.exists():
+                weights.replace(path.with_suffix('.bin'))
+            partial.replace(path)
+        finally:
+            weights.unlink(missing_ok=True)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a model: OpenVINO's has two."""
+    return [path, path.with_suffix('.bin')] if path.suffix == SUFFIXES['openvino'] else [path]
+
+
+@contextmanager
+def _quiet():
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,88 @@
+"""Record a model as a graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from ..deploy import plain
+from ..utils.errors import LaunchError, first_line
+from .rewrites import for_graphs
+from .wrappers import IMAGE
+
+# A size at which no map has a side of one, no two sides are alike, and no side fills multiples.
+EXAMPLE = (331, 461)
+# Sides for which the conditions of a graph are tried, small, odd, usual and large.
+TRIED = [32, 33, 48, 64, 65, 96, 128, 129, 160, 224, 256, 257, 320, 333, 427, 512, 640, 800, 1024,
+         1333, 2048]  # fmt: skip
+MOST_LEAST = 320  # a graph for larger images alone is not called one for all sizes
+
+
+def record(wrapper: nn.Module, example: Tensor, dynamic: bool) -> torch.export.ExportedProgram:
+    """Record what a model computes.
+
+    Args:
+        wrapper: One of :mod:`.wrappers`, in evaluation mode.
+        example: An image as the wrapper takes it.
+        dynamic: Whether height and width stay open.
+
+    Raises:
+        LaunchError: The model asks its data for something in Python.
+    """
+    open_sides = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO} if dynamic else None
+    with for_graphs(), plain(wrapper), torch.no_grad():
+        try:
+            return torch.export.export(
+                wrapper, (example,), dynamic_shapes={IMAGE: open_sides}, strict=False
+            )
+        except LaunchError:
+            raise
+        except Exception as error:  # whatever the models of other people raise
+            raise LaunchError(
+                f'{type(wrapper.model).__name__} cannot be recorded as one graph: {reason(error)}. '
+                '--raw exports what its heads put out'
+            ) from error
+
+
+def reason(error: Exception) -> str:
+    """What an exporter says, without its advice to programmers."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return f'{type(cause).__name__}: {first_line(cause)}'
+
+
+def sides(program: torch.export.ExportedProgram) -> tuple[list, list]:
+    """Least and most of height and width that a recorded graph takes, ``None`` for no bound.
+
+    Raises:
+        LaunchError: It takes no range of sizes, which formats but PyTorch's would not notice.
+    """
+    (name,) = program.graph_signature.user_inputs
+    (image,) = (node for node in program.graph.nodes if node.name == name)
+    shape = image.meta['val'].shape[2:]
+    if all(isinstance(side, int) for side in shape):
+        return tuple([side, side] for side in shape)
+    bounds = [program.range_constraints[side.node.expr] for side in shape]
+    least = max(int(bound.lower) for bound in bounds)
+    guards = [guard for guard in getattr(program, '_guards_code', None) or () if 'size()' in guard]
+    usable = [side for side in TRIED if side >= least]
+    while usable:
+        failed = next(_failures(guards, usable), None)
+        if failed is None:
+            return [usable[0], None], [usable[0], None]
+        usable = usable[1:]
+        if usable and usable[0] > MOST_LEAST:
+            break
+    raise LaunchError(f'the graph would hold only where {first_line(failed)}: export with --size')
+
+
+def _failures(guards: list[str], usable: list[int]) -> Iterator[str]:
+    """The conditions of a graph that one of the sizes does not meet."""
+    for size in product(usable, usable):
+        names = dict(L={IMAGE: torch.empty(1, 3, *size, device='meta')}, math=math, torch=torch)
+        yield from (guard for guard in guards if not eval(guard, names))

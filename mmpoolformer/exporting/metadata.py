@@ -1,0 +1,135 @@
+"""What a model file says about itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+
+from ..utils.config_tree import walk
+from ..utils.errors import LaunchError, join
+from ..version import __version__
+
+KEY = 'mmpoolformer'  # under which the file keeps it
+# Files by the name of their format.
+SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'torch-export': '.pt2'}
+DETECTOR, SEGMENTOR, RAW, BACKBONE = 'detector', 'segmentor', 'raw', 'backbone'
+MOST_DIFFERENCES = 5
+
+
+class ImageSizeError(LaunchError, ValueError):
+    """An image of a size that a graph does not take."""
+
+
+@dataclass
+class Metadata:
+    """What a model file says about itself.
+
+    Attributes:
+        kind: ``'detector'``, ``'segmentor'``, ``'raw'`` or ``'backbone'``.
+        classes: Names of the classes.
+        palette: A colour ``[r, g, b]`` for each.
+        input: What the image has to be, in words.
+        outputs: What comes out by name, in words.
+        heights: Least and most, ``None`` where there is no bound.
+        widths: The same.
+        model: The config's ``model``, without where its weights began.
+        options: What is done after the graph: ``mask_threshold`` of a detector with masks,
+            ``align_corners`` and ``threshold`` of a segmentor.
+        int8: How it was quantised; empty for float32.
+        versions: Of the programs that made it.
+    """
+
+    kind: str
+    classes: list[str]
+    palette: list[list[int]]
+    input: str
+    outputs: dict[str, str]
+    heights: list
+    widths: list
+    model: dict
+    options: dict[str, Any] = field(default_factory=dict)
+    int8: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(
+        default_factory=lambda: dict(mmpoolformer=__version__, torch=torch.__version__)
+    )
+
+    def text(self) -> str:
+        """As the file keeps it, JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def read(cls, text: str | None, path: Path) -> Metadata:
+        """Read it from a file's text.
+
+        Raises:
+            LaunchError: The file has none, or another program's.
+        """
+        try:
+            return cls(**json.loads(text or ''))
+        except (ValueError, TypeError) as error:
+            raise LaunchError(
+                f'{path} was not written by tools/export.py, or by another version of it: '
+                'export the model again'
+            ) from error
+
+    def check_size(self, height: int, width: int, path: Path) -> None:
+        """Refuse an image that the graph does not take.
+
+        Raises:
+            ImageSizeError: Names the sizes that it takes.
+        """
+        for side, (least, most) in ((height, self.heights), (width, self.widths)):
+            if side < least or (most is not None and side > most):
+                raise ImageSizeError(
+                    f'{path} takes images of {_range(self.heights)}×{_range(self.widths)} pixels '
+                    f'(height×width), not {height}×{width}: resize them, or export with '
+                    '--size or --dynamic'
+                )
+
+    def check_config(self, cfg: Config, path: Path) -> None:
+        """Refuse a config that the file was not made from.
+
+        Raises:
+            LaunchError: Names what differs.
+        """
+        differences = list(_differences(self.model, model_of(cfg)))
+        if differences:
+            more = ', …' if len(differences) > MOST_DIFFERENCES else ''
+            raise LaunchError(
+                f'{path} was exported from another config; in the file and in the config: '
+                f'{join(differences[:MOST_DIFFERENCES])}{more}. Give the config that it was made '
+                'from, or export again'
+            )
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a path is that of a model file, and not of a checkpoint."""
+    return Path(name).suffix in SUFFIXES.values()
+
+
+def model_of(cfg: Config) -> dict:
+    """The ``model`` of a config as JSON knows it, without what only training reads."""
+    model = Config(dict(model=cfg.model)).to_dict()['model']
+    for _, node in list(walk(model)):
+        for key in ('init_cfg', 'pretrained', 'train_cfg'):
+            node.pop(key, None)
+    return json.loads(json.dumps(model, default=str))
+
+
+def _differences(there: Any, here: Any, path: str = 'model') -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in [*there, *(key for key in here if key not in there)]:
+            yield from _differences(there.get(key), here.get(key), f'{path}.{key}')
+    elif there != here:
+        yield f'{path}={there!r} and {here!r}'
+
+
+def _range(sides: list) -> str:
+    least, most = sides
+    return str(least) if least == most else f'{least}–{most or "any"}'

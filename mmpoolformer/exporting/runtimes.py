@@ -1,0 +1,142 @@
+"""Run a model file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..utils.errors import LaunchError, first_line, join
+from .extras import require
+from .metadata import KEY, SUFFIXES, Metadata
+from .wrappers import IMAGE
+
+
+class Runtime:
+    """A model file that is loaded; one class for each format.
+
+    Args:
+        path: The file.
+        threads: Of the processor; 0 leaves it to the runtime.
+    """
+
+    def __init__(self, path: Path, threads: int = 0):
+        self.path, self.threads = path, threads
+        self.meta = Metadata.read(self.load(), path)
+
+    def load(self) -> str | None:
+        """Load the file; returns what it says about itself."""
+        raise NotImplementedError
+
+    def compute(self, image: np.ndarray) -> list[np.ndarray]:
+        """Run the graph."""
+        raise NotImplementedError
+
+    def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Run the model.
+
+        Args:
+            image: As the metadata say: pixels in RGB, uint8 ``[1, 3, H, W]``; float32, normalised,
+                for a backbone.
+
+        Returns:
+            The outputs by name.
+
+        Raises:
+            LaunchError: The graph does not take this size.
+        """
+        self.meta.check_size(*image.shape[2:], self.path)
+        return dict(zip(self.meta.outputs, self.compute(image)))
+
+
+class OnnxRuntime(Runtime):
+    """An ONNX file in ONNX Runtime."""
+
+    def load(self) -> str | None:
+        ort = require('onnxruntime')
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3
+        self.session = ort.InferenceSession(
+            str(self.path), options, providers=['CPUExecutionProvider']
+        )
+        return self.session.get_modelmeta().custom_metadata_map.get(KEY)
+
+    def compute(self, image: np.ndarray) -> list[np.ndarray]:
+        return self.session.run(None, {IMAGE: image})
+
+
+class OpenVino(Runtime):
+    """An OpenVINO file. It computes in float32, also where the processor has bfloat16."""
+
+    precision = 'f32'
+
+    def load(self) -> str | None:
+        openvino = require('openvino')
+        model = openvino.Core().read_model(str(self.path))
+        self.compile(model)
+        return str(model.get_rt_info([KEY]).value) if model.has_rt_info([KEY]) else None
+
+    def compile(self, model) -> None:
+        """Make a model of OpenVINO's ready to run."""
+        options = {'INFERENCE_PRECISION_HINT': self.precision}
+        if self.threads:
+            options['INFERENCE_NUM_THREADS'] = self.threads
+        self.compiled = require('openvino').Core().compile_model(model, 'CPU', options)
+
+    def compute(self, image: np.ndarray) -> list[np.ndarray]:
+        return list(self.compiled(image).values())
+
+
+class TorchExport(Runtime):
+    """A graph of ``torch.export``."""
+
+    def load(self) -> str | None:
+        import torchvision  # noqa: F401 - NMS and RoIAlign are its operators
+
+        extra = {KEY: ''}
+        self.module = torch.export.load(self.path, extra_files=extra).module()
+        return extra[KEY]
+
+    def compute(self, image: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [output.numpy() for output in self.module(torch.from_numpy(image))]
+
+
+RUNTIMES = {'onnx': OnnxRuntime, 'openvino': OpenVino, 'torch-export': TorchExport}
+
+
+def open_model(name: str | Path, threads: int = 0, allow_pickle: bool = False) -> Runtime:
+    """Load a model file.
+
+    Args:
+        name: Its path; the suffix says what it is.
+        threads: Of the processor; 0 leaves it to the runtime.
+        allow_pickle: Read ``.pt2`` files, which may execute code.
+
+    Raises:
+        LaunchError: There is no such file, its runtime is missing or refuses it, or it was not
+            written by this package.
+    """
+    path = Path(name)
+    by_suffix = {suffix: form for form, suffix in SUFFIXES.items()}
+    if path.suffix not in by_suffix:
+        raise LaunchError(f'{path} is no model file: they end in {join(by_suffix)}')
+    if not path.is_file():
+        raise LaunchError(f'model file not found: {path}. tools/export.py makes one')
+    form = by_suffix[path.suffix]
+    if form == 'torch-export' and not allow_pickle:
+        raise LaunchError(
+            f'{path}: PyTorch reads such files with pickle, which may execute code. '
+            '--allow-pickle is for files whose author you trust'
+        )
+    try:
+        return RUNTIMES[form](path, threads)
+    except LaunchError:
+        raise
+    except Exception as error:  # of runtimes in C++, for broken files and unknown operators
+        raise LaunchError(
+            f'{form} cannot load {path}: {first_line(error)}. Export it again, or take another '
+            f'--format of {join(SUFFIXES)}'
+        ) from error
