@@ -21,6 +21,7 @@ import time
 import traceback
 import warnings
 from collections import Counter, defaultdict
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing.connection import wait
@@ -87,6 +88,7 @@ def main():
     limits = dict(jobs=args.jobs, seconds=args.seconds, gigabytes=args.gigabytes)
 
     todo = [name for name in names if name not in store]
+    measure(todo)
     for name, result in run_limited('swap', swap, [(n, args.arch) for n in todo], **limits):
         store.add(name, result)
 
@@ -241,6 +243,16 @@ def swap(name, arch):
     except SwapError as error:
         return dict(result, refused=error.reason, nearest=error.nearest)
     return dict(result, model=hashlib.sha256(pickle.dumps(model)).hexdigest())
+
+
+def measure(names):
+    """Run the backbones of configs once each, for all processes that are forked later."""
+    with Bars(TextColumn('{task.fields[item]}')) as progress:
+        task = progress.add_task('look ', total=len(names), item='')
+        for name in names:
+            progress.update(task, advance=1, item=name[:60])
+            with suppress(Exception):  # which the process of this config reports
+                group_of(load(name))
 
 
 def group_of(cfg):
