@@ -238,6 +238,7 @@ except stand_ins.AbsentError as error:
 """
 
 
+@needs_triton
 def test_the_packed_folder_trains_a_detector_where_nothing_else_is(tmp_path):
     size = pack(tmp_path / 'packed')
     files = [path for path in (tmp_path / 'packed').rglob('*') if path.is_file()]

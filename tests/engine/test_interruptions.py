@@ -302,6 +302,7 @@ def test_ctrl_c_waits_for_the_checkpoint_that_is_being_written(run, monkeypatch)
         saved.append(save(*args, **kwargs))
 
     monkeypatch.setattr('torch.save', interrupted_save)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
     options = ['--cfg-options', 'train_cfg.max_iters=9', 'train_cfg.val_interval=100']
     with pytest.raises(SystemExit) as stop:
         train(config, work, '--resume', *options)

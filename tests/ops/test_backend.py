@@ -83,7 +83,8 @@ def watch(name):
 for name in ('is_available', 'device_count', 'init', '_lazy_init', 'current_device'):
     watch(name)
 import mmpoolformer
-for module in walk_packages(mmpoolformer.__path__, 'mmpoolformer.'):
+# Packages are imported by the walk, and again below, where an error ends it.
+for module in walk_packages(mmpoolformer.__path__, 'mmpoolformer.', onerror=lambda name: None):
     if {has_triton} or not module.name.startswith('mmpoolformer.ops.triton'):
         if module.name != 'mmpoolformer.__main__':  # the command itself
             import_module(module.name)
