@@ -43,7 +43,7 @@ def draw_both(checkpoints: list[str], path: Path):
     segmentor = init_model(cfg, checkpoints[1], device='cpu')
     palette = palette_of(cfg)
     files = sorted((DATA / 'images' / 'validation').glob('*.jpg'))[:COLUMNS]
-    figure, axes = plt.subplots(2, COLUMNS, figsize=(2 * COLUMNS, 4.1))
+    figure, axes = plt.subplots(2, COLUMNS, figsize=(2 * COLUMNS, 4.1), squeeze=False)
     for column, file in zip(axes.T, files):
         image = mmcv.imread(str(file))
         draw_boxes(column[0], image, find_boxes(detector, image), '')

@@ -56,7 +56,9 @@ def test_picture_of_the_readme(digits_root, tmp_path, monkeypatch):
         cfg = Config.fromfile(config)
         init_default_scope(cfg.default_scope)
         checkpoints.append(str(tmp_path / f'{config.stem}.pth'))
-        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), checkpoints[-1])
+        weights = MODELS.build(cfg.model).state_dict()
+        meta = dict(dataset_meta=cfg.metainfo.to_dict())
+        torch.save(dict(meta=meta, state_dict=weights), checkpoints[-1])
     scope['draw_both'](checkpoints, tmp_path / 'demo.jpg')
     assert len(Image.open(tmp_path / 'demo.jpg').getcolors(10**6)) > 100
 
