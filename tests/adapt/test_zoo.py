@@ -1,11 +1,13 @@
 """PoolFormer in the place of other backbones, over the zoo of both toolboxes."""
 
+import copy
 from importlib import import_module
 from importlib.util import find_spec
 
 import pytest
 import torch
 from helpers import ROOT, load_tool
+from mmdet.models.utils import vlfuse_helper
 from mmengine.registry import init_default_scope
 from zoo_configs import (
     BISENET,
@@ -42,7 +44,7 @@ REFUSED_METHODS = {
     'mmdet::detectors': 'stride 1, 4, 8, 16, 32',
     'mmdet::misc': 'Detectron2Wrapper',
     'mmdet::reid': 'BaseReID',
-    'mmdet::tridentnet': 'stride 16',
+    'mmdet::tridentnet': 'maps of 6 images for 2',
     'mmseg::beit': 'BEiT',
     'mmseg::bisenetv2': 'stride 8, 4, 8, 16, 32',
     'mmseg::ddrnet': 'stride 8, 8 in training and 8 in testing',
@@ -70,6 +72,8 @@ UNBUILDABLE_METHODS = {
     }.items()
     if find_spec(package) is None
 }
+if vlfuse_helper.BertPreTrainedModel is object:  # what it imports went with transformers 5
+    UNBUILDABLE_METHODS['mmdet::glip'] = 'object.__init__'
 
 
 def first_of_each_method():
@@ -102,7 +106,7 @@ def test_one_config_of_each_method_is_refused_with_the_reason(method):
 @pytest.mark.parametrize('method', [m for m in UNBUILDABLE_METHODS if m in METHODS])
 def test_one_config_of_each_method_lacks_nothing_but_other_packages(method):
     cfg = swap_backbone(read(METHODS[method]), checkpoint=None)
-    with pytest.raises((KeyError, RuntimeError), match=UNBUILDABLE_METHODS[method]):
+    with pytest.raises((KeyError, RuntimeError, TypeError), match=UNBUILDABLE_METHODS[method]):
         build(cfg)
 
 
@@ -113,9 +117,9 @@ def build(cfg):
     registry = import_module(f'{cfg.default_scope}.registry').MODELS
     try:
         with torch.device('meta'):
-            return registry.build(cfg.model)
+            return registry.build(copy.deepcopy(cfg.model))  # some take their config apart
     except (RuntimeError, NotImplementedError):  # it computes while it is built
-        return registry.build(cfg.model)
+        return registry.build(copy.deepcopy(cfg.model))
 
 
 @pytest.mark.parametrize(

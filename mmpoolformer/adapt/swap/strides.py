@@ -134,13 +134,15 @@ def _run_probe(backbone: dict, scope: str, device: str) -> tuple[tuple[int, ...]
         images = torch.zeros(2, backbone.get('in_channels', 3), PROBE_SIZE, PROBE_SIZE)
         for training in (False, True):
             module.train(training)
-            found.append(_strides(module(images)))
+            found.append(_strides(module(images), len(images)))
     tested, trained = found
     return tested, trained
 
 
-def _strides(maps) -> tuple[int, ...]:
+def _strides(maps, images: int) -> tuple[int, ...]:
     maps = [maps] if torch.is_tensor(maps) else maps
+    if len(maps[0]) != images:  # branches, which its heads tell apart
+        raise ValueError(f'it returns maps of {len(maps[0])} images for {images}')
     return tuple(round(PROBE_SIZE / tensor.shape[-1]) for tensor in maps)
 
 
