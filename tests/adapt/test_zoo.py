@@ -104,8 +104,8 @@ def test_one_config_of_each_method_is_refused_with_the_reason(method):
 
 
 @pytest.mark.parametrize('method', [m for m in UNBUILDABLE_METHODS if m in METHODS])
-def test_one_config_of_each_method_lacks_nothing_but_other_packages(method):
-    cfg = swap_backbone(read(METHODS[method]), checkpoint=None)
+def test_one_config_of_each_method_lacks_nothing_but_other_packages(method, zoo_report):
+    cfg = zoo_report['small'](swap_backbone(read(METHODS[method]), checkpoint=None))
     with pytest.raises((KeyError, RuntimeError, TypeError), match=UNBUILDABLE_METHODS[method]):
         build(cfg)
 
