@@ -38,15 +38,17 @@ def main():
 
 def draw_both(checkpoints: list[str], path: Path):
     """Boxes of the detector above, labels of the segmentor over the same images below."""
+    files = sorted((DATA / 'images' / 'validation').glob('*.jpg'))[:COLUMNS]
+    images = [mmcv.imread(str(file)) for file in files]
+    # One toolbox after the other: steps are found in the registry of the last model made.
     detector = init_detector(Config.fromfile(CONFIGS[0]), checkpoints[0], device='cpu')
+    found = [find_boxes(detector, image) for image in images]
     cfg = Config.fromfile(CONFIGS[1])
     segmentor = init_model(cfg, checkpoints[1], device='cpu')
     palette = palette_of(cfg)
-    files = sorted((DATA / 'images' / 'validation').glob('*.jpg'))[:COLUMNS]
     figure, axes = plt.subplots(2, COLUMNS, figsize=(2 * COLUMNS, 4.1), squeeze=False)
-    for column, file in zip(axes.T, files):
-        image = mmcv.imread(str(file))
-        draw_boxes(column[0], image, find_boxes(detector, image), '')
+    for column, image, boxes in zip(axes.T, images, found):
+        draw_boxes(column[0], image, boxes, '')
         column[1].imshow(image[..., ::-1])
         column[1].imshow(palette[find_labels(segmentor, image)], alpha=0.65)
     save(figure, path)
