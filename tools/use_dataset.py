@@ -49,6 +49,12 @@ def parse_args():
     parser.add_argument(
         '--ignore-index', type=int, default=255, help='segmentation: ignored label (default: 255)'
     )
+    parser.add_argument(
+        '--image-size',
+        type=int,
+        help='longer side of the images (segmentation: of the crops), a multiple of 32; all sizes '
+        "follow in proportion (default: the config's)",
+    )
     parser.add_argument('--batch-size', type=int, help="per process (default: the config's)")
     parser.add_argument(
         '--epochs', type=int, help="(default: the config's, but at least 1,000 steps)"

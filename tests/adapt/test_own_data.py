@@ -346,3 +346,48 @@ def test_the_tool_writes_a_config_that_trains(own_coco, tmp_path, capsys):
     assert 'exists' in message
     message = tool_error(capsys, 'use_dataset', config, *data[:3], own_coco / 'gone.json')
     assert message.startswith('error: ') and 'gone.json' in message
+
+
+@pytest.mark.parametrize(
+    ('name', 'train', 'val'),
+    [
+        ('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', (64, 64), (64, 64)),
+        ('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', (96, 96), (96, 96)),
+        ('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py', (160, 160), (96, 96)),
+        ('mmdet::yolo/yolov3_d53_8xb8-ms-608-273e_coco.py', None, (96, 96)),
+    ],
+)
+def test_all_sizes_of_a_detector_follow_one(name, train, val, own_coco):
+    new = use_dataset(read(name), own_coco / 'images', own_coco / 'all.json', image_size=96)
+    for split, size in (('train', train), ('val', val)):
+        inputs = DATASETS.build(new[f'{split}_dataloader'].dataset)[0]['inputs']
+        assert size is None or inputs.shape[-2:] == size
+
+
+@pytest.mark.parametrize('name', SEGMENTORS)
+def test_all_sizes_of_a_segmentor_follow_one(name, own_label_maps):
+    folders = own_label_maps / 'images', own_label_maps / 'labels'
+    new = use_dataset(read(name), *folders, classes=own_label_maps / 'classes.txt', image_size=96)
+    inputs = DATASETS.build(new.train_dataloader.dataset)[0]['inputs']
+    assert max(inputs.shape[-2:]) <= max(new.model.data_preprocessor.size) == 96
+
+
+def test_windows_of_an_evaluation_follow_the_size(own_label_maps):
+    cfg = read('mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py')
+    cfg.model.test_cfg = dict(mode='slide', crop_size=(512, 512), stride=(341, 341))
+    folders = own_label_maps / 'images', own_label_maps / 'labels'
+    new = use_dataset(cfg, *folders, classes=own_label_maps / 'classes.txt', image_size=128)
+    assert dict(new.model.test_cfg) == dict(mode='slide', crop_size=(128, 128), stride=(96, 96))
+
+
+@pytest.mark.parametrize(
+    ('name', 'size', 'message'),
+    [
+        ('retinanet_poolformer-s12_fpn_1x_coco', 100, 'image_size=100: give a multiple of 32'),
+        ('retinanet_poolformer-s12_fpn_1x_coco', 0, 'image_size=0: give a multiple of 32'),
+        ('mmdet::ssd/ssd300_coco.py', 96, 'input_size=300 is made for one size'),
+    ],
+)
+def test_a_size_that_does_not_fit_is_refused(name, size, message, own_coco):
+    with pytest.raises(OwnDataError, match=message):
+        use_dataset(read(name), own_coco / 'images', own_coco / 'all.json', image_size=size)

@@ -16,6 +16,7 @@ from .detection import coco_data, put_coco_data, trains_masks
 from .errors import OwnDataError
 from .schedule import set_batch_size, set_schedule
 from .segmentation import label_map_data, put_label_map_data
+from .sizes import set_image_size
 
 
 class Adapted(NamedTuple):
@@ -29,7 +30,7 @@ def use_dataset(cfg: Config, images: str | Path, annotations: str | Path, **opti
     """Put own data into a config: paths, classes, heads, evaluators and the length of training.
 
     Every ``num_classes`` follows from the data: of all heads, of wrapped detectors, of masks, and
-    what losses have per class. Pipelines and the model stay as they are.
+    what losses have per class. The rest of the model and the pipelines stay as they are.
 
     Args:
         cfg: A complete config of mmdet or mmseg. It is not changed.
@@ -48,6 +49,8 @@ def use_dataset(cfg: Config, images: str | Path, annotations: str | Path, **opti
         palette: Colour of each class, ``[[r, g, b], …]``; by default some that differ.
         reduce_zero_label: Segmentation: label 0 is no class, and label k is class k - 1.
         ignore_index: Segmentation: the label of pixels that do not count, 255 by default.
+        image_size: Longer side of the images in pixels, a multiple of 32, for segmentation that of
+            the crops; all sizes in pipelines follow in proportion. By default the config's.
         batch_size: Images per step and process; by default the config's. The learning rate is
             scaled to it.
         epochs: Passes over the training set; by default the config's, but at least 1,000 steps.
@@ -83,6 +86,7 @@ def adapt(
     palette: Sequence[Sequence[int]] | None = None,
     reduce_zero_label: bool = False,
     ignore_index: int = 255,
+    image_size: int | None = None,
     batch_size: int | None = None,
     epochs: int | None = None,
     arch: str | None = None,
@@ -118,6 +122,7 @@ def adapt(
         put_label_map_data(edit, data)
     else:
         raise OwnDataError(f'default_scope={cfg.get("default_scope")!r} is none of mmdet, mmseg')
+    set_image_size(edit, image_size)
     set_class_counts(edit, len(data.classes))
     set_batch_size(edit, batch_size, is_swapped=arch is not None)
     set_schedule(edit, data.train_count, epochs)
