@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
@@ -97,14 +97,7 @@ def adapt(
         raise TypeError(
             f'cfg must be a mmengine Config, got {type(cfg).__name__}: use Config.fromfile(PATH)'
         )
-    for name, value in (('batch_size', batch_size), ('epochs', epochs)):
-        if value is not None and not (is_integer(value) and value > 0):
-            raise OwnDataError(f'{name}={value!r}: give a positive whole number')
-    if val_images is not None and val_annotations is None:
-        raise OwnDataError(
-            f'val_images={str(val_images)!r} has no val_annotations beside it: give both, or '
-            'neither, and a part of the training images is taken'
-        )
+    _check_options(batch_size, epochs, val_images, val_annotations)
     earlier = []
     if arch is not None:
         cfg, earlier = swap(cfg, arch, checkpoint)
@@ -130,3 +123,16 @@ def adapt(
         source = f'your own data in {data.train.images}'
         edit.set(('data_source',), source, 'said where it is missing')
     return Adapted(edit.cfg, [*earlier, *edit.changes])
+
+
+def _check_options(
+    batch_size: Any, epochs: Any, val_images: str | Path | None, val_annotations: str | Path | None
+) -> None:
+    for name, value in (('batch_size', batch_size), ('epochs', epochs)):
+        if value is not None and not (is_integer(value) and value > 0):
+            raise OwnDataError(f'{name}={value!r}: give a positive whole number')
+    if val_images is not None and val_annotations is None:
+        raise OwnDataError(
+            f'val_images={str(val_images)!r} has no val_annotations beside it: give both, or '
+            'neither, and a part of the training images is taken'
+        )

@@ -18,7 +18,8 @@ SIDES = ('scale', 'scales', 'img_scale', 'img_scales', 'crop_size', 'size', 'max
 FIXED = ('img_size', 'input_size')  # of models that take one size alone
 PLACES = (
     ('train_dataloader',), ('val_dataloader',), ('test_dataloader',), ('custom_hooks',),
-    ('model', 'data_preprocessor'), ('model', 'test_cfg'), ('data_preprocessor',),
+    ('tta_pipeline',), ('model', 'data_preprocessor'), ('model', 'test_cfg'),
+    ('data_preprocessor',),
 )  # fmt: skip
 
 
