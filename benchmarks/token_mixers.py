@@ -9,7 +9,6 @@ import os
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +36,7 @@ from mmpoolformer.utils.memory import reuse_freed_memory
 from mmpoolformer.utils.progress import Bars
 
 sys.path.insert(0, str(ROOT / 'dev'))  # what the demo and this study train with
-from training import TrainingError, train_once
+from training import TrainingError, side_by_side, train_once
 
 MIXERS = ('identity', 'random', 'pooling', 'spatial_mlp', 'sep_conv', 'attention')
 FRAME = 'poolformer_s12'
@@ -113,11 +112,10 @@ def main():
 
 def train_all(runs: list[tuple], args) -> list[dict]:
     """Train and evaluate; one record each."""
-    threads = max(1, os.cpu_count() // args.jobs)
-    with Bars() as progress, ThreadPoolExecutor(args.jobs) as pool:
+    with Bars() as progress:
         everything = progress.add_task('all trainings', total=len(runs))
 
-        def train(seed, mixer, task):
+        def train(seed, mixer, task, threads):
             config = write_config(seed, mixer, task, args)
             work_dir = config.with_suffix('')
             result = train_once(config, work_dir, progress, threads)
@@ -129,13 +127,7 @@ def train_all(runs: list[tuple], args) -> list[dict]:
             score = TASKS[task].scale * metric
             return dict(task=task, mixer=mixer, seed=seed, score=score, seconds=result['seconds'])
 
-        futures = [pool.submit(train, *run) for run in runs]
-        try:
-            return [future.result() for future in futures]
-        except BaseException as error:
-            progress.console.print(f'{type(error).__name__}: ends after the trainings under way')
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        return side_by_side(train, runs, args.jobs, progress)
 
 
 def write_config(seed: int, mixer: str, task: str, args) -> Path:
@@ -161,8 +153,10 @@ def write_config(seed: int, mixer: str, task: str, args) -> Path:
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = data
         for step in loader.dataset.pipeline:
-            if step.type == 'Resize':
-                step.scale = (SIZE, SIZE)
+            for key in {'scale', 'crop_size'} & set(step):
+                step[key] = SIZE, SIZE
+    if 'size' in cfg.model.data_preprocessor:
+        cfg.model.data_preprocessor.size = SIZE, SIZE
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         if 'ann_file' in evaluator:
             evaluator.ann_file = evaluator.ann_file.replace(old, data)

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Lock
 
 from drawing import draw
 from mmengine.config import Config
 from page import Section, write_page
 from rich.console import Console
 from rich.table import Table
-from training import TrainingError, train_once
+from training import TrainingError, side_by_side, train_once
 
 from mmpoolformer.utils.progress import Bars
 
@@ -28,6 +29,7 @@ CONFIGS = (
     ROOT / 'configs' / 'segmentation' / 'sem-fpn_poolformer-s12_digits.py',
 )
 PREDICTED, EXPLAINED = 4, 2  # validation images
+USING = Lock()  # the toolboxes build models in one thread at a time
 PICTURE = 'predictions.png'
 HEADINGS = ('model', 'box mAP', 'mAP50', 'mIoU', 'seconds', 'parameters')
 
@@ -39,8 +41,8 @@ def main():
         if not DATA.exists():
             call('make_digits_dataset', DATA)
         with Bars() as bars:
-            results = [train_once(config, OUT / config.stem, bars) for config in CONFIGS]
-        sections = [use(result) for result in results]
+            runs = [(config, bars) for config in CONFIGS]
+            results, sections = zip(*side_by_side(train_and_use, runs, len(runs), bars))
     except TrainingError as error:
         sys.exit(f'error: {error}')
     except subprocess.CalledProcessError as error:
@@ -49,6 +51,12 @@ def main():
     page = write_page(OUT / 'index.html', HEADINGS, rows, sections)
     show_table(rows)
     print(f'{time.time() - started:.0f} s; the pictures: {page.relative_to(ROOT)}')
+
+
+def train_and_use(config: Path, bars: Bars, threads: int) -> tuple[dict, Section]:
+    result = train_once(config, OUT / config.stem, bars, threads)
+    with USING:
+        return result, use(result)
 
 
 def call(tool: str, *arguments) -> str:

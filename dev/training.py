@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mmengine.config import Config
@@ -20,6 +22,29 @@ ROOT = Path(__file__).resolve().parent.parent
 
 class TrainingError(RuntimeError):
     """A training that failed, with the end of its log."""
+
+
+def side_by_side(train: Callable, runs: Iterable[tuple], jobs: int, bars: Bars) -> list:
+    """Train several at a time: more images a second than one after the other on all cores.
+
+    Args:
+        train: Is called with the arguments of a run and the threads that it may use.
+        runs: Arguments of each run.
+        jobs: Runs at a time.
+        bars: Gets a line if one fails.
+
+    Returns:
+        What each run returned, in order.
+    """
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(train, *run, threads) for run in runs]
+        try:
+            return [future.result() for future in futures]
+        except BaseException as error:
+            bars.console.print(f'{type(error).__name__}: ends after the trainings under way')
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def train_once(config: Path, work_dir: Path, bars: Bars, threads: int = 0) -> dict:

@@ -26,9 +26,10 @@ def group_norm(
     from the mean of the squares, and its backward crashes on small maps whose gradient nobody
     needs (torch 2.1 and 2.13). The gradients of ``weight`` and ``bias`` are sums, and on the CPU
     PyTorch's: in channels-last these round 4 to 5 times more than sums pass by pass, 1e-6 of
-    their size (64 channels, 32×32, float32). Parameters are as for :func:`~mmpoolformer.ops.pool_mix`; ``bias``
-    may be left out, and ``stats`` are what ``pool_mix`` returned with ``x``: the kernels then
-    read ``x`` once.
+    their size (64 channels, 32×32, float32).
+
+    Parameters are as for :func:`~mmpoolformer.ops.pool_mix`; ``bias`` may be left out, and
+    ``stats`` are what ``pool_mix`` returned with ``x``: the kernels then read ``x`` once.
     """
     use_triton = (
         backend.may_run(x)
