@@ -12,12 +12,16 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 
 from mmpoolformer.utils.files import replace_file
 from mmpoolformer.utils.progress import Bars
 
 ROOT = Path(__file__).resolve().parent.parent
+# Takes a tenth off a small step on the CPU; PyTorch has it there from 2.4 on.
+FUSED = ['--cfg-options', 'optim_wrapper.optimizer.fused=True']
+OPTIONS = FUSED if hasattr(torch.library, 'custom_op') else []
 
 
 class TrainingError(RuntimeError):
@@ -86,7 +90,8 @@ def train_once(config: Path, work_dir: Path, bars: Bars, threads: int = 0) -> di
 
 def train(config: Path, work_dir: Path, bars: Bars, threads: int):
     """Run ``tools/train.py``, with its log in a file and its progress as a bar."""
-    command = [sys.executable, ROOT / 'tools' / 'train.py', config, '--work-dir', work_dir]
+    script = ROOT / 'tools' / 'train.py'
+    command = [sys.executable, script, config, '--work-dir', work_dir, *OPTIONS]
     environment = dict(os.environ, OMP_NUM_THREADS=str(threads)) if threads else None
     log = work_dir / 'train.log'
     bars.console.print(f'training of {config.stem}, its log: {log}')

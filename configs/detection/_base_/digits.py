@@ -22,7 +22,7 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=2,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
@@ -59,12 +59,12 @@ test_evaluator = val_evaluator
 
 # Small enough for two CPU cores.
 randomness = dict(seed=0)
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=750, val_interval=750)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=1000, val_interval=1000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type='PolyLR', power=1.0, by_epoch=False, begin=30, end=750, eta_min=1e-6),
+    dict(type='PolyLR', power=1.0, by_epoch=False, begin=30, end=1000, eta_min=1e-6),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',

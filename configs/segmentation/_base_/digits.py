@@ -44,7 +44,7 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
+    batch_size=8,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
@@ -64,12 +64,12 @@ test_evaluator = val_evaluator
 
 # Small enough for two CPU cores.
 randomness = dict(seed=0)
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=800, val_interval=800)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=560, val_interval=560)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type='PolyLR', power=0.9, by_epoch=False, begin=30, end=800, eta_min=0.0),
+    dict(type='PolyLR', power=0.9, by_epoch=False, begin=30, end=560, eta_min=0.0),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
