@@ -59,12 +59,13 @@ def is_rgb(preprocessor: nn.Module) -> bool:
     Raises:
         LaunchError: The model has no data preprocessor of images.
     """
-    if not hasattr(preprocessor, '_channel_conversion'):
-        raise LaunchError(
-            f'{type(preprocessor).__name__} is no preprocessor of images: DetDataPreprocessor and '
-            'SegDataPreprocessor go into the file'
-        )
-    return preprocessor._channel_conversion
+    for name in ('_channel_conversion', 'channel_conversion'):  # mmengine's, mmseg 1.2's
+        if hasattr(preprocessor, name):
+            return getattr(preprocessor, name)
+    raise LaunchError(
+        f'{type(preprocessor).__name__} is no preprocessor of images: DetDataPreprocessor and '
+        'SegDataPreProcessor go into the file'
+    )
 
 
 PIXELS = 'uint8 [1, 3, H, W], RGB, 0-255, resized as the test pipeline does'
