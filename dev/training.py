@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -40,10 +40,12 @@ def side_by_side(train: Callable, runs: Iterable[tuple], jobs: int, bars: Bars) 
     Returns:
         What each run returned, in order.
     """
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(train, *run, threads) for run in runs]
         try:
+            for future in as_completed(futures):
+                future.result()  # the first that fails ends this
             return [future.result() for future in futures]
         except BaseException as error:
             bars.console.print(f'{type(error).__name__}: ends after the trainings under way')
@@ -67,7 +69,8 @@ def train_once(config: Path, work_dir: Path, bars: Bars, threads: int = 0) -> di
         TrainingError: The run failed.
     """
     result_file = work_dir / 'result.json'
-    key = hashlib.sha256(Config.fromfile(config).pretty_text.encode()).hexdigest()
+    recipe = f'{Config.fromfile(config).pretty_text}{OPTIONS}{threads}'
+    key = hashlib.sha256(recipe.encode()).hexdigest()
     if result_file.is_file():
         result = json.loads(result_file.read_text())
         if result['key'] == key:

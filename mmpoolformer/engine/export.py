@@ -25,7 +25,7 @@ from ..exporting.runtimes import OpenVino, Runtime, open_model
 from ..exporting.samples import ExportedModel
 from ..exporting.wrappers import Backbone, Detector, Raw, Segmentor, Wrapper
 from ..registry import build_model
-from ..utils.config_tree import unsync_batch_norms
+from ..utils.config_tree import unsync_batch_norms, walk
 from ..utils.errors import LaunchError, join, one_line
 from ..utils.progress import track
 from .checks import check_checkpoints, check_data, check_work_dir
@@ -150,9 +150,22 @@ def _check_request(cfg, path, form, part, int8, calibrate, check) -> None:
         quantising.check_count(calibrate)
         for phase in ('train', 'test'):
             check_data(cfg, phase)
+    _check_order(cfg, part)
     if part == 'whole' and cfg.default_scope not in WHOLE:
         raise LaunchError(f'default_scope={cfg.default_scope!r}: {join(WHOLE)} have whole models')
     check_work_dir(path.parent)
+
+
+def _check_order(cfg: Config, part: str) -> None:
+    """Refuse images whose order of colours the comparison with PyTorch would not notice."""
+    for at, node in walk(cfg.get('test_dataloader') or {}, ('test_dataloader',)):
+        if node.get('imdecode_backend') == 'tifffile':
+            raise LaunchError(
+                f"{'.'.join(map(str, at))}.imdecode_backend='tifffile' loads RGB, and a file is "
+                "made for loaders of BGR: train with 'cv2' or 'pillow' to export"
+            )
+    if part == RAW and (cfg.model.get('data_preprocessor') or {}).get('rgb_to_bgr'):
+        raise LaunchError('--raw takes no model with data_preprocessor.rgb_to_bgr=True')
 
 
 def _check_sizes(sizes: Sequence[tuple[int, int]], only: tuple[int, int] | None) -> None:

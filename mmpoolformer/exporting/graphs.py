@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -69,9 +70,14 @@ def sides(program: torch.export.ExportedProgram) -> tuple[list, list]:
     bounds = [program.range_constraints[side.node.expr] for side in shape]
     least = max(int(bound.lower) for bound in bounds)
     check = getattr(program.module(), '_guards_fn', None)  # no public name calls it alone
+    if check is None:
+        raise LaunchError(
+            f'torch {torch.__version__} does not say for which sizes the graph holds (its folder, '
+            f'{Path(torch.__file__).parent}, may have a name that it avoids): export with --size'
+        )
     usable = [side for side in TRIED if side >= least]
     while usable:
-        failed = next(_failures(check, usable), None) if check else None
+        failed = next(_failures(check, usable), None)
         if failed is None:
             return [usable[0], None], [usable[0], None]
         usable = usable[1:]

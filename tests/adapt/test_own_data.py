@@ -386,8 +386,36 @@ def test_windows_of_an_evaluation_follow_the_size(own_label_maps):
         ('retinanet_poolformer-s12_fpn_1x_coco', 100, 'image_size=100: give a multiple of 32'),
         ('retinanet_poolformer-s12_fpn_1x_coco', 0, 'image_size=0: give a multiple of 32'),
         ('mmdet::ssd/ssd300_coco.py', 96, 'input_size=300 is made for one size'),
+        ('mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py', 96, 'is made for one size'),
+        ('mmdet::yolact/yolact_r50_1xb8-55e_coco.py', 96, 'is made for one size'),
+        ('mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco.py', 96, 'says no size'),
     ],
 )
 def test_a_size_that_does_not_fit_is_refused(name, size, message, own_coco):
     with pytest.raises(OwnDataError, match=message):
         use_dataset(read(name), own_coco / 'images', own_coco / 'all.json', image_size=size)
+
+
+def test_factors_of_an_augmented_test_become_sizes(own_label_maps):
+    cfg = read('mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py')
+    factors = [step.scale_factor for step in cfg.tta_pipeline[1].transforms[0]]
+    folders = own_label_maps / 'images', own_label_maps / 'labels'
+    new = use_dataset(cfg, *folders, classes=own_label_maps / 'classes.txt', image_size=256)
+    assert new.test_dataloader.dataset.pipeline[1].scale == (1024, 256)
+    sizes = [step['scale'] for step in new.tta_pipeline[1].transforms[0]]
+    assert sizes == [tuple(max(1, round(f * side)) * 32 for side in (32, 8)) for f in factors]
+
+
+@pytest.mark.parametrize(
+    ('step', 'expected'),
+    [
+        (dict(type='RandomAffine', border=(0, 0)), dict(border=(0, 0))),
+        (dict(type='ResizeShortestEdge', scale=800, max_size=1333), dict(scale=192, max_size=320)),
+    ],
+)
+def test_only_sides_follow_a_size(step, expected, own_coco):
+    cfg = read('retinanet_poolformer-s12_fpn_1x_coco')
+    cfg.train_dataloader.dataset.pipeline.append(step)
+    new = use_dataset(cfg, own_coco / 'images', own_coco / 'all.json', image_size=320)
+    last = new.train_dataloader.dataset.pipeline[-1]
+    assert {key: last[key] for key in expected} == expected

@@ -118,6 +118,20 @@ def test_a_difference_beyond_the_tolerance_writes_nothing(segmentor, tmp_path, c
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ('option', 'more', 'words'),
+    [
+        ('test_dataloader.dataset.pipeline.0.imdecode_backend=tifffile', (), 'loads RGB'),
+        ('model.data_preprocessor.rgb_to_bgr=True', ('--raw',), 'rgb_to_bgr=True'),
+    ],
+)
+def test_another_order_of_colours_is_refused(option, more, words, segmentor, tmp_path, capsys):
+    path = tmp_path / 'model.onnx'
+    args = '-o', path, *more, '--size', 64, 64, '--cfg-options', option
+    assert words in tool_error(capsys, 'export', *segmentor, *args)
+    assert not path.exists()
+
+
 def test_the_features_of_a_backbone(segmentor, tmp_path, capsys):
     path = tmp_path / 'model.pt2'
     sizes = '--check', 1, '--check-sizes', '64x99'
