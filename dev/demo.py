@@ -54,6 +54,7 @@ def main():
 
 
 def train_and_use(config: Path, bars: Bars, threads: int) -> tuple[dict, Section]:
+    """The result of a training, and its part of the page."""
     result = train_once(config, OUT / config.stem, bars, threads)
     with USING:
         return result, use(result)
@@ -64,7 +65,11 @@ def call(tool: str, *arguments) -> str:
     words = [f'tools/{tool}.py', *(relative(argument) for argument in arguments)]
     line = shlex.join(['python', *words])
     print(f'$ {line}', flush=True)
-    subprocess.run([sys.executable, *words], check=True)
+    # Through this process, as the bars of a training may be on the screen.
+    command = [sys.executable, *words]
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(run.stdout, end='', flush=True)
+    run.check_returncode()
     return line
 
 

@@ -20,8 +20,9 @@ from mmpoolformer.utils.progress import Bars
 
 ROOT = Path(__file__).resolve().parent.parent
 # Takes a tenth off a small step on the CPU; PyTorch has it there from 2.4 on.
-FUSED = ['--cfg-options', 'optim_wrapper.optimizer.fused=True']
-OPTIONS = FUSED if hasattr(torch.library, 'custom_op') else []
+OPTIONS = []
+if hasattr(torch.library, 'custom_op'):
+    OPTIONS = ['--cfg-options', 'optim_wrapper.optimizer.fused=True']
 
 
 class TrainingError(RuntimeError):
@@ -54,7 +55,7 @@ def side_by_side(train: Callable, runs: Iterable[tuple], jobs: int, bars: Bars) 
 
 
 def train_once(config: Path, work_dir: Path, bars: Bars, threads: int = 0) -> dict:
-    """Train and evaluate, unless that was done with this very config.
+    """Train and evaluate, unless that was done with this very config and as many threads.
 
     Args:
         config: Path of the config.
