@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
@@ -64,11 +65,10 @@ def call(tool: str, *arguments) -> str:
     """Run a program of ``tools/`` as a user would; return its command line."""
     words = [f'tools/{tool}.py', *(relative(argument) for argument in arguments)]
     line = shlex.join(['python', *words])
-    print(f'$ {line}', flush=True)
     # Through this process, as the bars of a training may be on the screen.
     command = [sys.executable, *words]
     run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    print(run.stdout, end='', flush=True)
+    print(f'$ {line}\n{run.stdout}', end='', flush=True)
     run.check_returncode()
     return line
 
@@ -82,15 +82,16 @@ def use(result: dict) -> Section:
     """Draw, predict and explain with a trained model; add its number of parameters."""
     config, folder = Path(result['config']), OUT / result['model']
     checkpoint = (folder / 'last_checkpoint').read_text()
-    parameters = draw(Config.fromfile(config), checkpoint, DATA, folder / PICTURE)
-    result['parameters'] = parameters
+    result['parameters'] = draw(Config.fromfile(config), checkpoint, DATA, folder / PICTURE)
     images = sorted((DATA / 'images' / 'validation').glob('*.jpg'))
     predictions, explanations = folder / 'predictions', folder / 'explanations'
     model = config, checkpoint
-    commands = [
-        call('predict', *model, *images[:PREDICTED], '--out', predictions),
-        call('explain', *model, *images[:EXPLAINED], '--out', explanations),
-    ]
+    with ThreadPoolExecutor() as pool:
+        tools = (
+            pool.submit(call, 'predict', *model, *images[:PREDICTED], '--out', predictions),
+            pool.submit(call, 'explain', *model, *images[:EXPLAINED], '--out', explanations),
+        )
+        commands = [tool.result() for tool in tools]
     pictures = {
         'How it learned': [folder / 'curves.png'],
         'Predictions beside the ground truth': [folder / PICTURE],

@@ -54,14 +54,14 @@ def side_by_side(train: Callable, runs: Iterable[tuple], jobs: int, bars: Bars) 
             raise
 
 
-def train_once(config: Path, work_dir: Path, bars: Bars, threads: int = 0) -> dict:
+def train_once(config: Path, work_dir: Path, bars: Bars, threads: int) -> dict:
     """Train and evaluate, unless that was done with this very config and as many threads.
 
     Args:
         config: Path of the config.
         work_dir: Is emptied first, and gets ``result.json`` when all is done.
         bars: Get one for the run.
-        threads: Threads of the run; 0 leaves it to PyTorch.
+        threads: Threads of the run.
 
     Returns:
         ``config``, ``model``, ``seconds`` and ``metrics``.
@@ -96,7 +96,7 @@ def train(config: Path, work_dir: Path, bars: Bars, threads: int):
     """Run ``tools/train.py``, with its log in a file and its progress as a bar."""
     script = ROOT / 'tools' / 'train.py'
     command = [sys.executable, script, config, '--work-dir', work_dir, *OPTIONS]
-    environment = dict(os.environ, OMP_NUM_THREADS=str(threads)) if threads else None
+    environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
     log = work_dir / 'train.log'
     bars.console.print(f'training of {config.stem}, its log: {log}')
     task = bars.add_task(config.stem, total=None)

@@ -1,6 +1,6 @@
 """Make a small data set of handwritten digits («things») on real textures («stuff»).
 
-Each image is a mosaic of two to four texture regions with one to four digits pasted on it.
+Each image is a mosaic of two to four texture regions with four to eight digits pasted on it.
 The pixels come from the pictures inside scikit-image's wheel and from scikit-learn's
 handwritten digits, so nothing is downloaded. The same arguments give the same bytes.
 

@@ -11,6 +11,7 @@ model = dict(
         feat_channels=96,
         stacked_convs=2,
         norm_cfg=norm_cfg,
-        anchor_generator=dict(strides=[8, 16, 32]),
+        # Digits are 16 to 54 pixels large.
+        anchor_generator=dict(octave_base_scale=3, strides=[8, 16, 32]),
     ),
 )

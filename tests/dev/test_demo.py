@@ -2,6 +2,7 @@
 
 import json
 import re
+from threading import Lock
 
 import pytest
 import torch
@@ -29,8 +30,11 @@ def demo(tmp_path, digits_root, monkeypatch):
 
 @pytest.mark.parametrize('config', [RETINANET, SEM_FPN], ids=['detection', 'segmentation'])
 def test_what_a_trained_model_is_used_for(config, demo, digits_root, tmp_path, monkeypatch):
+    one_at_a_time = Lock()
+
     def call(tool, *arguments):  # in this process
-        run_tool(tool, *arguments, '--cfg-options', 'model.test_cfg.score_thr=0')
+        with one_at_a_time:
+            run_tool(tool, *arguments, '--cfg-options', 'model.test_cfg.score_thr=0')
         return f'python tools/{tool}.py'
 
     monkeypatch.setitem(demo, 'call', call)
@@ -83,7 +87,7 @@ def test_what_is_done_is_not_done_again(training, tmp_path, monkeypatch):
         (work_dir / 'val_metrics.json').write_text('{"mIoU": 50.0}')
 
     def train_once():
-        return training['train_once'](SEM_FPN, tmp_path / 'work', Bars())
+        return training['train_once'](SEM_FPN, tmp_path / 'work', Bars(), threads=1)
 
     monkeypatch.setitem(training, 'train', train)
     first, again = train_once(), train_once()
@@ -100,7 +104,7 @@ def test_a_failed_training_says_why(training, tmp_path):
     config.write_text(f'_base_ = {str(SEM_FPN)!r}\n{dataset}\n')
     words = r'(?s)training broken failed.*data not found:\s+nowhere'
     with Bars() as bars, pytest.raises(training['TrainingError'], match=words):
-        training['train_once'](config, tmp_path / 'work', bars)
+        training['train_once'](config, tmp_path / 'work', bars, threads=1)
     assert not (tmp_path / 'work' / 'result.json').exists()
 
 

@@ -59,12 +59,12 @@ test_evaluator = val_evaluator
 
 # Small enough for two CPU cores.
 randomness = dict(seed=0)
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=1000, val_interval=1000)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=800, val_interval=800)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type='PolyLR', power=1.0, by_epoch=False, begin=30, end=1000, eta_min=1e-6),
+    dict(type='PolyLR', power=1.0, by_epoch=False, begin=30, end=800, eta_min=1e-6),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',

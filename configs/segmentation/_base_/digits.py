@@ -64,12 +64,12 @@ test_evaluator = val_evaluator
 
 # Small enough for two CPU cores.
 randomness = dict(seed=0)
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=560, val_interval=560)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=520, val_interval=520)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type='PolyLR', power=0.9, by_epoch=False, begin=30, end=560, eta_min=0.0),
+    dict(type='PolyLR', power=0.9, by_epoch=False, begin=30, end=520, eta_min=0.0),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
