@@ -31,7 +31,9 @@ def machine(device: str) -> dict[str, str]:
     else:
         cpu_info = Path('/proc/cpuinfo')
         found = cpu_info.exists() and re.search(r'model name\s*: (.+)', cpu_info.read_text())
-        name = f'{found[1] if found else platform.processor()}, {torch.get_num_threads()} threads'
+        processor = found[1] if found else platform.processor()
+        instructions = torch.backends.cpu.get_cpu_capability()
+        name = f'{processor}, {instructions}, {torch.get_num_threads()} threads'
     return dict(name=name, torch=torch.__version__, timm=version('timm'))
 
 

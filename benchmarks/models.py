@@ -39,7 +39,7 @@ def main():
     index = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Models']
     if not args.keep_counts:
         write_json(kept, {model['Name']: count(model['Config']) for model in index})
-    speeds = json.loads((REPORTS / 'benchmarks' / 'cpu.json').read_text())
+    speeds = json.loads((REPORTS / 'benchmarks' / 'cpu-inference.json').read_text())
     write_page(args.out / 'models.md', page(index, json.loads(kept.read_text()), speeds))
 
 
@@ -73,7 +73,7 @@ def page(index: list[dict], counts: dict, speeds: dict) -> list[str]:
     Args:
         index: The models of ``model-index.yml``.
         counts: What :func:`count` returned, by name.
-        speeds: The benchmark's ``cpu.json``.
+        speeds: The benchmark's ``cpu-inference.json``.
     """
     lines = [
         '# Model zoo',

@@ -3,8 +3,8 @@
 Contenders run in turns, in bursts of a few calls, and are compared by medians. On the CPU
 each has a process of its own, as its user would: in one process the C library's allocator
 keeps for one contender the memory that another one returned, and page faults decide.
-Writes docs/reports/benchmarks/DEVICE.json, and from all such files docs/reports/benchmarks.md
-and plots.
+Writes docs/reports/benchmarks/DEVICE-MODE.json, each of one machine, and from all such files
+docs/reports/benchmarks.md and plots.
 """
 
 import argparse
@@ -100,7 +100,22 @@ def parse_args():
         parser.error(f'--sizes {args.sizes}: give HEIGHTxWIDTH, such as 512x512')
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('--device cuda: this machine has no CUDA device')
+    here = machine(args.device)
+    for path in (file_of(args, mode) for mode in args.modes):
+        if path.exists() and (there := json.loads(path.read_text())['machine']) != here:
+            parser.error(
+                f'{path} holds rows of {machine_line(there)}; here is {machine_line(here)}. '
+                'Rows of one table come from one machine: remove the file, or give another --out'
+            )
     return args
+
+
+def file_of(args, mode: str) -> Path:
+    return args.out / 'benchmarks' / f'{args.device}-{mode}.json'
+
+
+def machine_line(about: dict) -> str:
+    return f'{about["name"]}; torch {about["torch"]}, timm {about["timm"]}'
 
 
 def main():
@@ -119,14 +134,12 @@ def main():
         for dtype in args.dtypes
         for size in args.sizes
     ]
-    records = []
     with Bars() as progress:
         task = progress.add_task('', total=len(cases))
         for case in cases:
             progress.update(task, description=' '.join(str(value) for value in case.values()))
-            records += measure_case(case, args)
+            write(file_of(args, case['mode']), measure_case(case, args))
             progress.advance(task)
-            write(args, records)
     report(args.out)
 
 
@@ -329,14 +342,13 @@ def autocast(case: dict):
     return nullcontext() if dtype == torch.float32 else torch.autocast(case['device'], dtype)
 
 
-def write(args, records: list[dict]):
-    """Replace the measured cases in the device's file, all or nothing."""
-    path = args.out / 'benchmarks' / f'{args.device}.json'
+def write(path: Path, records: list[dict]):
+    """Replace a case in the file of its device and mode, all or nothing."""
     content = json.loads(path.read_text()) if path.exists() else {'records': []}
-    measured = {case_of(record) for record in records}
-    kept = [record for record in content['records'] if case_of(record) not in measured]
+    case = case_of(records[0])
+    kept = [record for record in content['records'] if case_of(record) != case]
     records = sorted(kept + records, key=case_of)  # stable: contenders keep their order
-    write_json(path, dict(machine=machine(args.device), records=records))
+    write_json(path, dict(machine=machine(case[0]), records=records))
 
 
 def case_of(record: dict) -> tuple:
@@ -348,8 +360,9 @@ def case_of(record: dict) -> tuple:
 
 def report(folder: Path):
     """Write benchmarks.md and the plots from what all devices measured."""
-    contents = [json.loads(p.read_text()) for p in sorted((folder / 'benchmarks').glob('*.json'))]
-    records = [record for content in contents for record in content['records']]
+    files = sorted((folder / 'benchmarks').glob('*-*.json'))
+    contents = {path.stem.replace('-', ' '): json.loads(path.read_text()) for path in files}
+    records = [record for content in contents.values() for record in content['records']]
     measured = [record for record in records if 'error' not in record]
     lines = [
         '# Benchmarks',
@@ -359,8 +372,7 @@ def report(folder: Path):
         'as built, «timm» the plain definition. A case is `arch type size batch`. Ratios are what '
         'carries over to other machines, more or less.',
         '',
-        *(f'- {c["machine"]["name"]}; torch {c["machine"]["torch"]}, timm {c["machine"]["timm"]}'
-          for c in contents),
+        *(f'- {name}: {machine_line(content["machine"])}' for name, content in contents.items()),
         '',
         '## Targets',
         '',

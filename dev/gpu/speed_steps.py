@@ -41,10 +41,9 @@ def run_speed(options: list[str], mode: str) -> Iterator[dict]:
     finally:
         sys.argv = argv
     out, device = (options[options.index(name) + 1] for name in ('--out', '--device'))
-    content = json.loads((Path(out) / 'benchmarks' / f'{device}.json').read_text())
+    content = json.loads((Path(out) / 'benchmarks' / f'{device}-{mode}.json').read_text())
     for record in content['records']:
-        if record['mode'] == mode:
-            yield {('failed' if key == 'error' else key): v for key, v in record.items()}
+        yield {('failed' if key == 'error' else key): v for key, v in record.items()}
 
 
 def use_python_focal_loss() -> None:

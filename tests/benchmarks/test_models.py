@@ -17,7 +17,7 @@ def models():
 
 
 def test_the_page_is_what_the_command_makes(models):
-    speeds = json.loads((REPORTS / 'benchmarks' / 'cpu.json').read_text())
+    speeds = json.loads((REPORTS / 'benchmarks' / 'cpu-inference.json').read_text())
     lines = models['page'](INDEX, COUNTS, speeds)
     assert (REPORTS / 'models.md').read_text() == '\n'.join(lines) + '\n'
 

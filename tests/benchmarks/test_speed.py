@@ -27,11 +27,15 @@ def create_smaller(name, **options):
     return create_model(name, **options)
 
 
+def measured(folder, mode='inference'):
+    return json.loads((folder / 'benchmarks' / f'cpu-{mode}.json').read_text())['records']
+
+
 def test_report(tmp_path, monkeypatch):
     monkeypatch.setattr(timm, 'create_model', create_smaller)  # their processes are forked
     small = '--archs', 's12', '--sizes', '64x64', '--rounds', '1', '--no-compile', '--out', tmp_path
     run_tool('speed', *small, '--dtypes', 'float32', '--modes', 'inference', 'training')
-    records = json.loads((tmp_path / 'benchmarks' / 'cpu.json').read_text())['records']
+    records = measured(tmp_path) + measured(tmp_path, 'training')
     contenders = {(r['mode'], r['contender']) for r in records}
     names = {'timm', 'ours', 'ours, plain', 'resnet50', 'swin_t', 'pvt_v2_b1', 'convnext_tiny'}
     names.add('convolutions alone')
@@ -40,11 +44,41 @@ def test_report(tmp_path, monkeypatch):
     report = (tmp_path / 'benchmarks.md').read_text()
     assert 's12 float32 64x64 1' in report and 'not measured' in report
 
-    # A second run replaces its own cases and keeps the others.
     run_tool('speed', *small, '--dtypes', 'bfloat16', '--modes', 'detector')
-    kept = json.loads((tmp_path / 'benchmarks' / 'cpu.json').read_text())['records']
-    assert [r for r in kept if r['mode'] != 'detector'] == records
-    assert [r['contender'] for r in kept if r['mode'] == 'detector'] == ['timm', 'ours']
+    assert measured(tmp_path) + measured(tmp_path, 'training') == records
+    assert [r['contender'] for r in measured(tmp_path, 'detector')] == ['timm', 'ours']
+    assert '- cpu training: ' in (tmp_path / 'benchmarks.md').read_text()
+
+
+@pytest.fixture
+def written(tmp_path):
+    """``write`` of the benchmark, and the file of two cases."""
+    path, write = tmp_path / 'benchmarks' / 'cpu-inference.json', load_tool('speed')['write']
+    write(path, [record_of('s24', 5.0)])
+    write(path, [record_of('s12', 2.0)])
+    return path, write
+
+
+def record_of(arch, milliseconds):
+    case = dict(device='cpu', mode='inference', arch=arch, dtype='float32', size='64x64', batch=1)
+    return dict(case, contender='ours', milliseconds=milliseconds)
+
+
+def test_a_case_that_is_measured_again_is_replaced_and_the_others_stay(written, tmp_path):
+    path, write = written
+    write(path, [record_of('s12', 3.0)])
+    assert measured(tmp_path) == [record_of('s12', 3.0), record_of('s24', 5.0)]
+
+
+def test_rows_of_another_machine_are_not_mixed_with_those_of_this(written, tmp_path, capsys):
+    path, _ = written
+    content = json.loads(path.read_text())
+    content['machine']['name'] = 'Abacus, 1 thread'
+    path.write_text(json.dumps(content))
+    with pytest.raises(SystemExit) as stop:
+        run_tool('speed', '--modes', 'inference', '--out', tmp_path)
+    assert stop.value.code == 2 and 'holds rows of Abacus, 1 thread' in capsys.readouterr().err
+    assert json.loads(path.read_text()) == content
 
 
 def test_a_contender_that_fails_leaves_its_row_and_the_others_go_on(tmp_path, monkeypatch):
@@ -58,7 +92,7 @@ def test_a_contender_that_fails_leaves_its_row_and_the_others_go_on(tmp_path, mo
     monkeypatch.setattr(timm, 'create_model', create)
     small = '--archs', 's12', '--sizes', '32x32', '--rounds', '1', '--no-compile'
     run_tool('speed', *small, '--dtypes', 'float32', '--modes', 'inference', '--out', tmp_path)
-    records = json.loads((tmp_path / 'benchmarks' / 'cpu.json').read_text())['records']
+    records = measured(tmp_path)
     errors = {r['contender']: r['error'] for r in records if 'error' in r}
     assert errors == {
         'pvt_v2_b1': 'OutOfMemoryError: CUDA out of memory.',
