@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import textwrap
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -122,9 +123,20 @@ def markdown(headings, rows) -> list[str]:
 
 
 def write_page(path: Path, lines: list[str]):
-    """Write a page and say where it is."""
-    replace_file(path, '\n'.join(lines).rstrip() + '\n')
+    """Write a page, its paragraphs and lists in short lines, and say where it is."""
+    text = '\n'.join(wrapped for line in lines for wrapped in short_lines(line))
+    replace_file(path, text.rstrip() + '\n')
     print(f'report: {path}')
+
+
+def short_lines(line: str) -> list[str]:
+    """The lines of one; rows of tables, links and headings stay as they are."""
+    if len(line) <= 120 or line.startswith(('|', '!', '#')):
+        return [line]
+    indent = '  ' if line.startswith('- ') else ''
+    return textwrap.wrap(
+        line, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def write_json(path: Path, content: dict):
