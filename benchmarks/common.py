@@ -130,7 +130,7 @@ def write_page(path: Path, lines: list[str]):
 
 
 def short_lines(line: str) -> list[str]:
-    """The lines of one; rows of tables, links and headings stay as they are."""
+    """Break a line of a page at 120 characters, but not rows of tables, pictures and headings."""
     if len(line) <= 120 or line.startswith(('|', '!', '#')):
         return [line]
     indent = '  ' if line.startswith('- ') else ''

@@ -273,7 +273,7 @@ def page(content: dict) -> list[str]:
         f'- From random weights, {iterations} iterations of {BATCH} images of {SIZE}×{SIZE} '
         f'(`make_digits_dataset.py --size {SIZE} --digits {DIGITS[0]} {DIGITS[1]}`, 800 training '
         'and 160 validation images), else '
-        f'the digits configs of RetinaNet, with anchors as large as mmdet’s, and Semantic FPN: '
+        'the digits configs of RetinaNet, with anchors as large as mmdet’s, and Semantic FPN: '
         'AdamW, learning rate 1e-3, LayerScale 0.01. The recipe was made for pooling, and not '
         'tuned for the others.',
         '- So small a budget shows what a mixer learns soon, not where it ends.',
