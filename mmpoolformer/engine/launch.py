@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 
@@ -347,10 +348,25 @@ def _prepare_training(cfg: Config) -> None:
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     if type_of(hook) == 'CheckpointHook':
         hook['type'] = 'SafeCheckpointHook'
+    _leave_out_amp(cfg)
     if cfg.get('resume'):
         if not cfg.get('load_from'):
             _choose_checkpoint(cfg)
         _keep_seed(cfg)
+
+
+def _leave_out_amp(cfg: Config) -> None:
+    """Train in float32 where mmengine has no mixed precision, which a config may ask for."""
+    wrapper = cfg.get('optim_wrapper') or {}
+    if type_of(wrapper) != 'AmpOptimWrapper' or get_device() not in ('cpu', 'mps'):
+        return
+    for key in ('loss_scale', 'dtype', 'use_fsdp'):
+        wrapper.pop(key, None)
+    wrapper['type'] = 'OptimWrapper'
+    print(
+        "warning: no GPU: trains in float32, as mmengine's AmpOptimWrapper needs one",
+        file=sys.stderr,
+    )
 
 
 def _choose_checkpoint(cfg: Config) -> None:
