@@ -183,11 +183,19 @@ def _data_paths(dataset: dict) -> Iterator[str]:
         annotations = node.get('ann_file')
         parts = [
             *(annotations if isinstance(annotations, (list, tuple)) else [annotations]),
-            *(node.get('data_prefix') or {}).values(),
+            *(part for key, part in (node.get('data_prefix') or {}).items() if _is_read(key, node)),
         ]
         if _is_on_disk(node) and 'pipeline' in node:
             yield root
             yield from (os.path.join(root, part) for part in parts if part)
+
+
+def _is_read(prefix: str, dataset: dict) -> bool:
+    """Whether a dataset opens a folder: mmdet's without maps of segments often name theirs."""
+    return prefix != 'seg' or any(
+        step.get('with_seg') or 'Panoptic' in type_of(step)
+        for _, step in walk(dataset.get('pipeline') or [])
+    )
 
 
 def _is_on_disk(node: dict) -> bool:
