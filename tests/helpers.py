@@ -24,7 +24,9 @@ from mmpoolformer.exporting.extras import OLDEST_TORCH
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
-ALL_CONFIGS = sorted(CONFIGS.glob('*/*.py'))
+METHODS = ('retinanet', 'mask-rcnn', 'sem-fpn')  # of the papers
+RECIPES = sorted(p for p in CONFIGS.glob('*/*.py') if not p.name.startswith(METHODS))
+ALL_CONFIGS = sorted(path for path in CONFIGS.glob('*/*.py') if path not in RECIPES)
 FAMILY = [path for path in ALL_CONFIGS if 'poolformer' not in path.name]
 DIGITS = [path for path in ALL_CONFIGS if 'digits' in path.name]
 PUBLISHED = [path for path in ALL_CONFIGS if path not in FAMILY + DIGITS]

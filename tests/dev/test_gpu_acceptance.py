@@ -205,7 +205,7 @@ from gpu import stand_ins
 stand_ins.install()
 import torch
 torch.set_num_threads(1)
-from common import build_detector
+from common import build_for_training
 from gpu.speed_steps import use_python_focal_loss
 use_python_focal_loss()
 from mmdet.models.losses import FocalLoss
@@ -220,7 +220,7 @@ pred, target = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 4, 4])
 replaced = losses.sigmoid_focal_loss(pred, target, avg_factor=2.0)
 torch.testing.assert_close(replaced, FocalLoss()(pred, target, avg_factor=2.0))
 
-model = build_detector('retinanet_poolformer-s12_fpn_1x_coco.py')
+model = build_for_training('retinanet_poolformer-s12_fpn_1x_coco.py')
 sample = DetDataSample(metainfo=dict(img_shape=(64, 64), pad_shape=(64, 64)))
 sample.gt_instances = InstanceData(
     bboxes=torch.tensor([[5.0, 5, 40, 40]]), labels=torch.tensor([3])
