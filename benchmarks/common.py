@@ -19,6 +19,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
+from mmpoolformer.utils.config_tree import unsync_batch_norms
 from mmpoolformer.utils.files import replace_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,15 +42,17 @@ def machine(device: str) -> dict[str, str]:
 # Models --------------------------------------------------------------------------------------
 
 
-def build_detector(config: str) -> nn.Module:
-    """Build the detector of a config here, with random weights, for training.
+def build_for_training(config: str) -> nn.Module:
+    """Build the model of a config here, with random weights, for training on one device.
 
     Args:
-        config: Name of a file in ``configs/detection``.
+        config: Name of a file in ``configs/detection`` or ``configs/segmentation``.
     """
-    init_default_scope('mmdet')
-    cfg = Config.fromfile(ROOT / 'configs' / 'detection' / config)
+    (path,) = (ROOT / 'configs').glob(f'*/{config}')
+    cfg = Config.fromfile(path)
+    init_default_scope(cfg.default_scope)
     cfg.model.backbone.init_cfg = None
+    unsync_batch_norms(cfg.model)
     return MODELS.build(cfg.model).train()
 
 

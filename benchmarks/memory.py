@@ -1,8 +1,8 @@
 """Measure the memory that training keeps for the backward pass; write docs/reports/memory.md.
 
 What the backbone keeps grows with the number of pixels: a formula with the elements kept per
-block, checked here against what PyTorch's allocator counted on the CPU; and Mask R-CNN as a whole,
-with pooling and with attention.
+block, checked here against what PyTorch's allocator counted on the CPU; and whole models, Mask
+R-CNN by size and every recipe at its own.
 """
 
 import argparse
@@ -17,8 +17,11 @@ from unittest import mock
 os.environ.setdefault('KINETO_LOG_LEVEL', '6')  # its notes on every profile
 
 import torch
-from common import REPORTS, build_detector, markdown, peak_memory, write_page
+from common import REPORTS, build_for_training, markdown, peak_memory, write_page
 from mmdet.testing import demo_mm_inputs
+from mmengine.structures import PixelData
+from mmseg.models.segmentors import BaseSegmentor
+from mmseg.structures import SegDataSample
 from torch.profiler import ProfilerActivity, profile
 
 from mmpoolformer import ARCHS, PoolFormer
@@ -43,6 +46,18 @@ MEASURED += [('s36', SIZES[1]), ('m36', SIZES[1]), ('m48', SIZES[0])]
 CARDS_GB = (12, 24, 80)
 DETECTORS = ('poolformer-s12', 'caformer-s18')
 DETECTOR_SIZES = [(200, 333), (400, 667), (800, 1333)]
+# The largest usual images of each recipe, on which its memory depends.
+RECIPES = {
+    'cascade-mask-rcnn_{}_fpn_4conv1fc-giou_amp-ms-crop-3x_coco': (800, 1333),
+    'dino-4scale_{}_8xb2-12e_coco': (800, 1333),
+    'rtmdet-s_{}_4xb32-100e_coco': (640, 640),
+    'rtmdet-m_{}_4xb32-100e_coco': (640, 640),
+    'mask2former_{}_8xb2-lsj-50e_coco': (1024, 1024),
+    'upernet_{}_8xb2-amp-160k_ade20k-512x512': (512, 512),
+    'mask2former_{}_8xb2-160k_ade20k-512x512': (512, 512),
+}
+IMAGES = 2  # as most have on a GPU; UPerNet's norms refuse one
+RECIPE_BACKBONES = ('poolformer-s24', 'caformer-s18')
 
 
 def parse_args():
@@ -67,6 +82,10 @@ def main():
         '## Mask R-CNN as a whole',
         '',
         *detectors(),
+        '',
+        '## Recipes',
+        '',
+        *recipes(),
     ]
     write_page(args.out, lines)
 
@@ -251,20 +270,65 @@ def detectors():
 
 def detector_row(name, height, width):
     """Mask R-CNN in training: what it keeps for the backward pass, and the peak of a step."""
+    bytes_kept, peak, pixels = whole(f'mask-rcnn_{name}_fpn_1x_coco', height, width, 1)
+    per_pixel = f'{bytes_kept / pixels:.0f}'
+    return name, f'{height}×{width}', f'{bytes_kept / 1e6:.0f}', per_pixel, peak
+
+
+def recipes():
+    points = [(name, backbone) for name in RECIPES for backbone in RECIPE_BACKBONES]
+    rows = [recipe_row(*point) for point in track(points, len(points), 'recipes')]
+    return [
+        'Two images of the recipe’s size and their loss, as above: in float32, where some recipes '
+        'train with AMP. The formula counts the backbone alone, and those of pooling.',
+        '',
+        *markdown(('recipe', 'image', 'backbone by the formula, MB', 'kept, MB', 'peak, MB'), rows),
+    ]
+
+
+def recipe_row(name, backbone):
+    size = RECIPES[name]
+    bytes_kept, peak, _ = whole(name.format(backbone), *size, IMAGES)
+    _, arch = backbone.split('-')
+    formula = f'{IMAGES * predicted("fused", arch, *size) / 1e6:.0f}' if arch in ARCHS else ''
+    return name.format(backbone), '{}×{}'.format(*size), formula, f'{bytes_kept / 1e6:.0f}', peak
+
+
+def whole(config, height, width, count):
+    """A whole model in training.
+
+    Returns:
+        Bytes that it keeps for the backward pass, MB at the peak of a step, and pixels of a
+        padded image.
+    """
     torch.manual_seed(0)
-    model = build_detector(f'mask-rcnn_{name}_fpn_1x_coco.py')
-    images = demo_mm_inputs(1, image_shapes=[(3, height, width)], num_classes=80, with_mask=True)
-    batch = model.data_preprocessor(images, training=True)
+    model = build_for_training(f'{config}.py')
+    made = images(model, [(3, height, width)] * count, 'mask' in config)
+    batch = model.data_preprocessor(made, training=True)
 
     def loss():
         return model.parse_losses(model.loss(batch['inputs'], batch['data_samples']))[0]
 
     bytes_kept = kept(loss)
     peak = peak_memory(lambda: loss().backward(), 'cpu')
-    pixels = batch['inputs'].shape[2] * batch['inputs'].shape[3]
     peak = '–' if peak is None else f'{peak * 2**20 / 1e6:.0f}'
-    per_pixel = f'{bytes_kept / pixels:.0f}'
-    return name, f'{height}×{width}', f'{bytes_kept / 1e6:.0f}', per_pixel, peak
+    return bytes_kept, peak, batch['inputs'].shape[2] * batch['inputs'].shape[3]
+
+
+def images(model, shapes, with_mask):
+    """Images with what the model learns from."""
+    if not isinstance(model, BaseSegmentor):
+        made = demo_mm_inputs(len(shapes), image_shapes=shapes, num_classes=80, with_mask=with_mask)
+        for sample in made['data_samples']:
+            sample.set_metainfo(dict(batch_input_shape=sample.img_shape))
+        return made
+    made = dict(inputs=[], data_samples=[])
+    for _, *size in shapes:
+        made['inputs'].append(torch.randint(0, 256, (3, *size), dtype=torch.uint8))
+        labels = PixelData(data=torch.randint(0, 150, (1, *size)))
+        shape = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), tuple(size))
+        made['data_samples'].append(SegDataSample(gt_sem_seg=labels, metainfo=shape))
+    return made
 
 
 if __name__ == '__main__':

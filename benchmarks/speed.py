@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import torch
 from common import (
     REPORTS,
-    build_detector,
+    build_for_training,
     burst,
     machine,
     markdown,
@@ -271,7 +271,7 @@ def detector_step(case: dict, name: str, image: Tensor) -> Callable:
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
 
-    model = build_detector(f'retinanet_poolformer-{case["arch"]}_fpn_1x_coco.py')
+    model = build_for_training(f'retinanet_poolformer-{case["arch"]}_fpn_1x_coco.py')
     if name == 'timm':
         out_indices = model.backbone.out_indices
         model.backbone = timm_features(f'poolformer_{case["arch"]}', out_indices=out_indices)
