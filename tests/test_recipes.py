@@ -10,8 +10,11 @@ from mmengine.registry import init_default_scope
 
 from mmpoolformer import swap_backbone
 from mmpoolformer.adapt.edit import Edit
+from mmpoolformer.adapt.own_data import OwnDataError, use_dataset
 from mmpoolformer.adapt.own_data.sizes import set_image_size
 from mmpoolformer.adapt.zoo import find_config
+from mmpoolformer.datasets.fit import check_fit
+from mmpoolformer.datasets.problems import ERROR
 from mmpoolformer.registry import build_model
 from mmpoolformer.utils.config_tree import unsync_batch_norms, walk
 
@@ -59,6 +62,10 @@ DEFAULTS = {
 
 
 by_recipe = pytest.mark.parametrize('config', RECIPES, ids=lambda path: path.stem)
+
+
+def in_folder(name):
+    return [path for path in RECIPES if path.parent.name == name]
 
 
 def source_of(config):
@@ -213,3 +220,24 @@ def test_panoptic_recipe_trains_a_step_and_predicts(config):
 @pytest.mark.parametrize('config', PANOPTIC, ids=lambda path: path.stem)
 def test_panoptic_recipe_says_which_data_is_missing(config, capsys):
     assert 'annotations/panoptic_train2017' in tool_error(capsys, 'train', config)
+
+
+@pytest.mark.parametrize('config', in_folder('detection'), ids=lambda path: path.stem)
+def test_detector_takes_own_data(config, own_coco):
+    given = Config.fromfile(config), own_coco / 'images', own_coco / 'all.json'
+    if config in PANOPTIC:
+        with pytest.raises(OwnDataError, match='start from an instance'):
+            use_dataset(*given)
+        return
+    assert_fits(use_dataset(*given), 'mmdet')
+
+
+@pytest.mark.parametrize('config', in_folder('segmentation'), ids=lambda path: path.stem)
+def test_segmentor_takes_own_data(config, own_label_maps):
+    given = Config.fromfile(config), own_label_maps / 'images', own_label_maps / 'labels'
+    assert_fits(use_dataset(*given, classes=own_label_maps / 'classes.txt'), 'mmseg')
+
+
+def assert_fits(cfg, scope):
+    init_default_scope(scope)
+    assert [problem for problem in check_fit(cfg) if problem.level == ERROR] == []
