@@ -28,7 +28,7 @@ def test_every_task_is_trained_once(study):
 def test_report(study):
     folder, _ = study
     content = json.loads((folder / 'token-mixers' / 'study.json').read_text())
-    assert {(r['task'], r['mixer'], r['seed']) for r in content['records']} == {
+    assert {(r['task'], r['contender'], r['seed']) for r in content['records']} == {
         ('RetinaNet', 'identity', 3),
         ('Semantic FPN', 'identity', 3),
     }
@@ -42,7 +42,7 @@ def test_report(study):
 
 def test_costs_of_the_mixers():
     tool = load_tool('token_mixers')
-    costs = {mixer: tool['cost'](mixer) for mixer in tool['MIXERS']}
+    costs = {mixer: tool['cost_of'](mixer) for mixer in tool['MIXERS']}
     # Multiplications of 6 blocks of the third stage's channel MLP, at 8×8 positions, and so on.
     layers, dims = (2, 2, 6, 2), (64, 128, 320, 512)
     positions = [(tool['SIZE'] // 4 // 2**i) ** 2 for i in range(4)]
