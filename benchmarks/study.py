@@ -21,6 +21,7 @@ from mmengine.config import Config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmpoolformer import MetaFormer
 from mmpoolformer.utils.memory import reuse_freed_memory
 from mmpoolformer.utils.progress import Bars
 
@@ -165,8 +166,11 @@ def cost(model: nn.Module) -> dict:
     """Parameters of a backbone, and multiplications with addition for one image.
 
     Args:
-        model: Without weights, on the device ``meta``.
+        model: Has no weights afterwards, and ours is on the plain path.
     """
+    model = model.to('meta')
+    if isinstance(model, MetaFormer):
+        model.token_mixing = 'plain'  # the fused operations hide what they multiply
     counter = FlopCounterMode(display=False)
     with counter:
         without_gradients(model, torch.zeros(1, 3, SIZE, SIZE, device='meta'))

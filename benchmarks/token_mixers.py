@@ -33,7 +33,7 @@ SPEED_SIZES = (SIZE, 512)
 def main():
     args = parse_args(__doc__.splitlines()[0], 'mixers', MIXERS)
     records = train_all(args.mixers, put, args)
-    costs = {mixer: cost_of(mixer) for mixer in args.mixers}
+    costs = {mixer: cost(build(mixer, SIZE)) for mixer in args.mixers}
     for size in SPEED_SIZES:
         # A matrix over the positions of a large image would not fit.
         fitting = [mixer for mixer in costs if size == SIZE or not is_of_one_size(mixer)]
@@ -49,12 +49,6 @@ def put(cfg, mixer: str):
 def build(mixer: str, size: int) -> MetaFormer:
     torch.manual_seed(0)
     return MetaFormer(FRAME, token_mixers=mixer, input_size=size).eval()
-
-
-def cost_of(mixer: str) -> dict:
-    model = build(mixer, SIZE).to('meta')
-    model.token_mixing = 'plain'  # the fused operations hide what they multiply
-    return cost(model)
 
 
 # Report --------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def test_report(study):
 
 def test_costs_of_the_mixers():
     tool = load_tool('token_mixers')
-    costs = {mixer: tool['cost_of'](mixer) for mixer in tool['MIXERS']}
+    costs = {mixer: tool['cost'](tool['build'](mixer, tool['SIZE'])) for mixer in tool['MIXERS']}
     # Multiplications of 6 blocks of the third stage's channel MLP, at 8×8 positions, and so on.
     layers, dims = (2, 2, 6, 2), (64, 128, 320, 512)
     positions = [(tool['SIZE'] // 4 // 2**i) ** 2 for i in range(4)]

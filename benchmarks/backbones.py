@@ -1,0 +1,160 @@
+"""Train other backbones beside ours on the digits set; write docs/reports/backbones.md.
+
+RetinaNet and Semantic FPN with what a user would pick instead: see :mod:`study`.
+"""
+
+import statistics
+
+import torch
+from common import machine, markdown, write_json, write_page
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from study import (
+    SIZE,
+    budget,
+    cost,
+    findings,
+    in_words,
+    measure_speed,
+    paired_table,
+    parse_args,
+    plot,
+    score_cells,
+    score_headings,
+    train_all,
+)
+
+from mmpoolformer.registry import build_model
+
+SWIN = dict(type='mmdet.SwinTransformer', embed_dims=96, depths=(2, 2, 6, 2), drop_path_rate=0.0)
+PVT = dict(type='mmdet.PyramidVisionTransformerV2', embed_dims=64, num_layers=(2, 2, 2, 2))
+CONVNEXT = dict(type='mmseg.TIMMBackbone', model_name='convnext_tiny', pretrained=False)
+POOLFORMER = 'PoolFormer-S12'
+# Each as its toolbox or timm has it, without stochastic depth, with the channels of its stages.
+BACKBONES = {
+    POOLFORMER: (
+        dict(type='PoolFormer', arch='s12', layer_scale_init_value=0.01),
+        (64, 128, 320, 512),
+    ),
+    'CAFormer-S18': (dict(type='MetaFormer', arch='caformer_s18'), (64, 128, 320, 512)),
+    'ResNet-18': (dict(type='mmdet.ResNet', depth=18), (64, 128, 256, 512)),
+    'ResNet-50': (dict(type='mmdet.ResNet', depth=50), (256, 512, 1024, 2048)),
+    'Swin-T': (SWIN, (96, 192, 384, 768)),
+    'PVTv2-B1': (PVT, (64, 128, 320, 512)),
+    'ConvNeXt-T': (CONVNEXT, (96, 192, 384, 768)),
+}
+# Box AP of RetinaNet 1x on COCO and mIoU of Semantic FPN on ADE20K, from ImageNet weights: Tables 3
+# and 4 of arXiv 2111.11418.
+PUBLISHED = {
+    'ResNet-18': (31.8, 32.9),
+    POOLFORMER: (36.2, 37.2),
+    'ResNet-50': (36.3, 36.7),
+    'PoolFormer-S24': (38.9, 40.3),
+    'ResNet-101': (38.5, 38.8),
+    'PoolFormer-S36': (39.5, 42.0),
+}
+
+
+def main():
+    args = parse_args(__doc__.splitlines()[0], 'backbones', BACKBONES)
+    records = train_all(args.backbones, put, args)
+    costs = {name: cost(build(name)) for name in args.backbones}
+    models = {name: build(name) for name in args.backbones}
+    measure_speed(costs, models, SIZE, args.rounds)
+    content = dict(machine=machine('cpu'), iterations=budget(args), records=records, costs=costs)
+    folder = args.out / 'backbones'
+    write_json(folder / 'study.json', content)
+    plot(records, costs, folder / 'study.png')
+    print('\n'.join(results_table(records, costs)))
+    write_page(args.out / 'backbones.md', page(content))
+
+
+def put(cfg: Config, name: str):
+    """Put a backbone into a config of RetinaNet or Semantic FPN."""
+    backbone, channels = BACKBONES[name]
+    stages = tuple(cfg.model.backbone.get('out_indices', range(4)))
+    cfg.model.backbone = dict(backbone, out_indices=stages)
+    cfg.model.neck.in_channels = [channels[stage] for stage in stages]
+    cfg.custom_imports = dict(imports=['mmpoolformer', 'mmdet.models', 'mmseg.models'])
+
+
+def build(name: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    init_default_scope('mmdet')
+    backbone = build_model(dict(BACKBONES[name][0], out_indices=(0, 1, 2, 3)), 'mmdet')
+    backbone.eval()  # of some of mmdet's this returns nothing
+    return backbone
+
+
+# Report --------------------------------------------------------------------------------------
+
+
+def page(content: dict) -> list[str]:
+    records, costs = content['records'], content['costs']
+    seeds = sorted({record['seed'] for record in records})
+    hours = sum(record['seconds'] for record in records) / 3600
+    name, versions = content['machine']['name'], content['machine']['torch']
+    return [
+        '# Other backbones',
+        '',
+        'Made by `benchmarks/backbones.py`; do not edit. What a user would pick instead of '
+        'PoolFormer, trained with the same budget on the '
+        '[digits](../guides/train.md#the-digits-data-set).',
+        '',
+        *results_table(records, costs),
+        '',
+        f'Scores: mean ± standard deviation over {len(seeds)} seeds. Parameters, GMACs and '
+        'milliseconds for one image are those of the backbone as built, in float32. «training» '
+        'is one run with its evaluation, on one core, the mean of both tasks.',
+        '',
+        '![Scores of all runs, and milliseconds](backbones/study.png)',
+        '',
+        'A dot per seed, a line at the mean.',
+        '',
+        *findings(records),
+        '',
+        *paired_table(records, list(costs), POOLFORMER),
+        '',
+        '## What so small a budget cannot show',
+        '',
+        '- Which is best after a full training: nothing starts from ImageNet weights here, and '
+        'what learns soon is ahead. Batch norms see four images at a time.',
+        f'- {in_words(content["iterations"])} for all, without stochastic depth. The recipe was '
+        'made for PoolFormer, which has a LayerScale of 0.01, and not tuned for the others.',
+        '- Digits on textures ask for little context.',
+        '',
+        '## What is published',
+        '',
+        'Trained from ImageNet weights, on COCO (1×) and ADE20K (40k iterations): Tables 3 and 4 '
+        'of the [paper](https://arxiv.org/abs/2111.11418).',
+        '',
+        *markdown(
+            ('backbone', 'RetinaNet box AP', 'Semantic FPN mIoU'),
+            [(name, *values) for name, values in PUBLISHED.items()],
+        ),
+        '',
+        '## Budget',
+        '',
+        f'{len(records)} trainings, {hours:.1f} hours in all, on one core each, of {name}; '
+        f'torch {versions}. [All numbers](backbones/study.json).',
+    ]
+
+
+def results_table(records: list[dict], costs: dict[str, dict]) -> list[str]:
+    rows = []
+    for name, its in costs.items():
+        minutes = statistics.mean(r['seconds'] for r in records if r['contender'] == name) / 60
+        rows.append((
+            name,
+            *score_cells(records, name),
+            f'{its["parameters"] / 1e6:.1f} M',
+            f'{its["macs"] / 1e9:.2f}',
+            f'{its["milliseconds"][str(SIZE)]:.1f}',
+            f'{minutes:.1f}',
+        ))  # fmt: skip
+    costs_of = 'parameters', f'GMACs, {SIZE}²', f'ms, {SIZE}²', 'training, min'
+    return markdown(('backbone', *score_headings(), *costs_of), rows)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,35 @@
+"""``benchmarks/backbones.py`` trains other backbones beside ours and reports."""
+
+import json
+
+import pytest
+import torch
+from helpers import load_tool, run_tool
+
+TOOL = load_tool('backbones')
+
+
+@pytest.mark.parametrize('name', TOOL['BACKBONES'])
+def test_backbone_gives_the_channels_that_its_neck_takes(name):
+    model = TOOL['build'](name)
+    with torch.no_grad():
+        features = model(torch.zeros(1, 3, 64, 64))
+    assert tuple(feature.shape[1] for feature in features) == TOOL['BACKBONES'][name][1]
+    assert [feature.shape[2] for feature in features] == [16, 8, 4, 2]
+
+
+@pytest.mark.long  # what it shares with the token mixers is tested there
+def test_report(digits_root, tmp_path):
+    (tmp_path / 'digits').symlink_to(digits_root)
+    args = ['--backbones', 'ResNet-18', '--seeds', 3, '--iterations', 2, '--rounds', 1]
+    run_tool('backbones', *args, '--work-dir', tmp_path, '--out', tmp_path)
+    content = json.loads((tmp_path / 'backbones' / 'study.json').read_text())
+    assert {(r['task'], r['contender'], r['seed']) for r in content['records']} == {
+        ('RetinaNet', 'ResNet-18', 3),
+        ('Semantic FPN', 'ResNet-18', 3),
+    }
+    # torchvision's ResNet-18 has 11.69 M, of which the classifier 0.51 M.
+    assert content['costs']['ResNet-18']['parameters'] == pytest.approx(11.18e6, rel=0.001)
+    page = (tmp_path / 'backbones.md').read_text()
+    assert '| ResNet-18 | ' in page and '11.2 M' in page
+    assert (tmp_path / 'backbones' / 'study.png').stat().st_size > 5000
