@@ -46,17 +46,17 @@ MEASURED += [('s36', SIZES[1]), ('m36', SIZES[1]), ('m48', SIZES[0])]
 CARDS_GB = (12, 24, 80)
 DETECTORS = ('poolformer-s12', 'caformer-s18')
 DETECTOR_SIZES = [(200, 333), (400, 667), (800, 1333)]
-# The largest usual images of each recipe, on which its memory depends.
+# Images, and their largest usual size, on which the memory of each recipe depends. UPerNet's norms
+# take no image alone.
 RECIPES = {
-    'cascade-mask-rcnn_{}_fpn_4conv1fc-giou_amp-ms-crop-3x_coco': (800, 1333),
-    'dino-4scale_{}_8xb2-12e_coco': (800, 1333),
-    'rtmdet-s_{}_4xb32-100e_coco': (640, 640),
-    'rtmdet-m_{}_4xb32-100e_coco': (640, 640),
-    'mask2former_{}_8xb2-lsj-50e_coco': (1024, 1024),
-    'upernet_{}_8xb2-amp-160k_ade20k-512x512': (512, 512),
-    'mask2former_{}_8xb2-160k_ade20k-512x512': (512, 512),
+    'cascade-mask-rcnn_{}_fpn_4conv1fc-giou_amp-ms-crop-3x_coco': (1, 800, 1333),
+    'dino-4scale_{}_8xb2-12e_coco': (1, 800, 1333),
+    'rtmdet-s_{}_4xb32-100e_coco': (1, 640, 640),
+    'rtmdet-m_{}_4xb32-100e_coco': (1, 640, 640),
+    'mask2former_{}_8xb2-lsj-50e_coco': (1, 1024, 1024),
+    'upernet_{}_8xb2-amp-160k_ade20k-512x512': (2, 512, 512),
+    'mask2former_{}_8xb2-160k_ade20k-512x512': (1, 512, 512),
 }
-IMAGES = 2  # as most have on a GPU; UPerNet's norms refuse one
 RECIPE_BACKBONES = ('poolformer-s24', 'caformer-s18')
 
 
@@ -279,19 +279,22 @@ def recipes():
     points = [(name, backbone) for name in RECIPES for backbone in RECIPE_BACKBONES]
     rows = [recipe_row(*point) for point in track(points, len(points), 'recipes')]
     return [
-        'Two images of the recipe’s size and their loss, as above: in float32, where some recipes '
+        'Images of the recipe’s size and their loss, as above: in float32, where some recipes '
         'train with AMP. The formula counts the backbone alone, and those of pooling.',
         '',
-        *markdown(('recipe', 'image', 'backbone by the formula, MB', 'kept, MB', 'peak, MB'), rows),
+        *markdown(
+            ('recipe', 'images', 'backbone by the formula, MB', 'kept, MB', 'peak, MB'), rows
+        ),
     ]
 
 
 def recipe_row(name, backbone):
-    size = RECIPES[name]
-    bytes_kept, peak, _ = whole(name.format(backbone), *size, IMAGES)
+    count, *size = RECIPES[name]
+    bytes_kept, peak, _ = whole(name.format(backbone), *size, count)
     _, arch = backbone.split('-')
-    formula = f'{IMAGES * predicted("fused", arch, *size) / 1e6:.0f}' if arch in ARCHS else ''
-    return name.format(backbone), '{}×{}'.format(*size), formula, f'{bytes_kept / 1e6:.0f}', peak
+    formula = f'{count * predicted("fused", arch, *size) / 1e6:.0f}' if arch in ARCHS else ''
+    shown = f'{count} of {size[0]}×{size[1]}'
+    return name.format(backbone), shown, formula, f'{bytes_kept / 1e6:.0f}', peak
 
 
 def whole(config, height, width, count):
