@@ -20,8 +20,14 @@ from mmpoolformer.utils.config_tree import unsync_batch_norms, walk
 
 CONVNEXT = 'mmdet::convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_'
 DEPTH = ('model.backbone.drop_path_rate',)
-SECTIONS = ('model', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr')
+SECTIONS = (
+    'model', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr', 'custom_hooks',
+)  # fmt: skip
 GROUP_NORM = ('model.neck.norm_cfg', 'model.bbox_head.norm_cfg')
+CONVNEXTS = (
+    *GROUP_NORM, 'optim_wrapper', 'param_scheduler', 'train_cfg', 'custom_hooks.1.switch_epoch',
+)  # fmt: skip
+IMAGES_OF_M = 'training.pipeline.3.ratio_range', 'custom_hooks.1.switch_pipeline.2.ratio_range'
 # The recipe that each starts from, and what it changes apart from the backbone.
 SOURCES = {
     'cascade-mask-rcnn': (f'{CONVNEXT}coco.py', DEPTH),
@@ -37,11 +43,11 @@ SOURCES = {
     ),
     'rtmdet-m': (
         'mmdet::rtmdet/rtmdet_m_8xb32-300e_coco.py',
-        (*DEPTH, *GROUP_NORM, 'optim_wrapper', 'param_scheduler', 'train_cfg'),
+        (*DEPTH, *CONVNEXTS),
     ),
     'rtmdet-s': (
         'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py',
-        (*DEPTH, *GROUP_NORM, 'optim_wrapper', 'param_scheduler', 'train_cfg'),
+        (*DEPTH, *CONVNEXTS, *IMAGES_OF_M),
     ),
     'upernet': (
         'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py',
@@ -58,6 +64,7 @@ DEFAULTS = {
     'optim_wrapper.optimizer.betas': (0.9, 0.999),
     'optim_wrapper.optimizer.eps': 1e-8,
     'optim_wrapper.clip_grad': None,
+    'reduce_zero_label': True,  # of ADE20K
 }
 
 
@@ -95,7 +102,12 @@ def leaves(node, path=''):
 
 
 def sections(cfg):
-    return leaves({key: cfg.to_dict().get(key) for key in SECTIONS})
+    loader = cfg.train_dataloader
+    images = loader.dataset
+    while 'dataset' in images:
+        images = images.dataset
+    training = dict(batch_size=loader.batch_size, pipeline=images.pipeline)
+    return leaves({key: cfg.to_dict().get(key) for key in SECTIONS} | dict(training=training))
 
 
 def read(name, arch):
@@ -116,7 +128,7 @@ def test_recipe_is_the_toolboxs_own_but_for_what_it_names(config):
 def test_rtmdet_has_the_schedule_of_convnext(size):
     (config,) = (path for path in RECIPES if path.name.startswith(f'rtmdet-{size}_poolformer'))
     ours, theirs = sections(Config.fromfile(config)), sections(read(SCHEDULE, 's24'))
-    starts = 'optim_wrapper', 'param_scheduler', 'train_cfg', *GROUP_NORM
+    starts = 'optim_wrapper', 'param_scheduler', 'train_cfg', 'custom_hooks', *GROUP_NORM
     assert {k: v for k, v in ours.items() if k.startswith(starts)} == {
         k: v for k, v in theirs.items() if k.startswith(starts)
     }
@@ -219,7 +231,16 @@ def test_panoptic_recipe_trains_a_step_and_predicts(config):
 
 @pytest.mark.parametrize('config', PANOPTIC, ids=lambda path: path.stem)
 def test_panoptic_recipe_says_which_data_is_missing(config, capsys):
-    assert 'annotations/panoptic_train2017' in tool_error(capsys, 'train', config)
+    missing = tool_error(capsys, 'train', config).splitlines()
+    for split in ('train', 'val'):
+        folder = f'  data/coco/annotations/panoptic_{split}2017'
+        assert {folder, f'{folder}.json'} <= set(missing)
+
+
+def test_instance_recipe_asks_for_no_segments(capsys):
+    (config,) = (p for p in RECIPES if p.name == 'mask2former_poolformer-s24_8xb2-lsj-50e_coco.py')
+    message = tool_error(capsys, 'train', config)
+    assert 'instances_train2017.json' in message and 'panoptic' not in message
 
 
 @pytest.mark.parametrize('config', in_folder('detection'), ids=lambda path: path.stem)

@@ -57,7 +57,7 @@ class Run:
     def run_step(self, name: str, step: Callable[[], Iterator[dict]]) -> None:
         """Do a step; what it raises is a record too."""
         start = time.monotonic()
-        self.write(name, started=time.strftime('%Y-%m-%d %H:%M:%S'), **self.where())
+        self.write_start(name)
         try:
             for record in step():
                 self.write(name, **record)
@@ -71,6 +71,7 @@ class Run:
         command = [sys.executable, str(children.ENTRY), self.command, '--alone', '--steps', name]
         command += ['--out', str(self.out), '--table', str(self.table)]
         command += ['--packed', str(self.packed)] if self.packed else []
+        self.write_start(name)  # what an earlier run found is of the past, even if it dies at once
         try:
             code = subprocess.run(command, timeout=LONGEST).returncode
         except subprocess.TimeoutExpired:
@@ -78,6 +79,9 @@ class Run:
         else:
             if code not in (0, 1):
                 self.write(name, error=f'ended with code {code}')
+
+    def write_start(self, name: str) -> None:
+        self.write(name, started=time.strftime('%Y-%m-%d %H:%M:%S'), **self.where())
 
     def where(self) -> dict:
         """The device and the software."""
@@ -177,9 +181,14 @@ def _cell(value) -> str:
 
 
 def failures(found: dict[tuple[str, str], list[dict]], command: str) -> list[str]:
-    """The steps of a command that failed, or found kernels wrong."""
+    """The steps of a command that failed, found kernels wrong, or did not come to their end."""
     return [
         step
         for (of, step), records in found.items()
-        if of == command and any(map(is_wrong, records))
+        if of == command and (any(map(is_wrong, records)) or not has_ended(records))
     ]
+
+
+def has_ended(records: list[dict]) -> bool:
+    """Whether a step came to its end; its seconds are its last record."""
+    return bool(records) and 'seconds' in records[-1]

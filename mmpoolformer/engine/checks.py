@@ -131,7 +131,7 @@ def check_data(cfg: Config, phase: str) -> None:
         paths += _data_paths(loader.get('dataset') or {})
         for _, evaluator in walk(cfg.get(f'{split}_evaluator')):
             if _is_on_disk(evaluator):
-                paths.append(evaluator.get('ann_file'))
+                paths += [evaluator.get('ann_file'), evaluator.get('seg_prefix')]
     local = [local_path(path) for path in paths if path]
     missing = [str(path) for path in dict.fromkeys(local) if path and not path.exists()]
     if missing:
@@ -192,7 +192,9 @@ def _data_paths(dataset: dict) -> Iterator[str]:
 
 def _is_read(prefix: str, dataset: dict) -> bool:
     """Whether a dataset opens a folder: mmdet's without maps of segments often name theirs."""
-    return prefix != 'seg' or any(
+    if prefix != 'seg' or 'Panoptic' in type_of(dataset):
+        return True
+    return any(
         step.get('with_seg') or 'Panoptic' in type_of(step)
         for _, step in walk(dataset.get('pipeline') or [])
     )

@@ -1,14 +1,16 @@
-"""Several processes without GPUs, which mmengine's launchers take for granted."""
+"""Several processes, and training without GPUs, which mmengine takes for granted."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 
-from ..utils.config_tree import unsync_batch_norms
+from ..utils.config_tree import type_of, unsync_batch_norms
 from ..utils.errors import LaunchError
 
 # What the launchers call rank, number of processes and rank on the machine.
@@ -77,6 +79,22 @@ def prepare_cpu(cfg: Config) -> None:
     if strategy.get('type') == 'FSDPStrategy':
         strategy['model_wrapper'] = dict(strategy.get('model_wrapper') or {}, device_id='cpu')
     unsync_batch_norms(cfg.model)
+
+
+def leave_out_amp(cfg: Config) -> None:
+    """Train in float32 where mmengine has no mixed precision, which a config may ask for."""
+    wrapper = cfg.get('optim_wrapper') or {}
+    if type_of(wrapper) != 'AmpOptimWrapper' or get_device() not in ('cpu', 'mps'):
+        return
+    for key in ('loss_scale', 'dtype', 'use_fsdp'):
+        wrapper.pop(key, None)
+    wrapper['type'] = 'OptimWrapper'
+    if is_first(cfg.launcher):
+        print(
+            "warning: no CUDA GPU: trains in float32, as mmengine's AmpOptimWrapper needs one; so "
+            'does the config.py that this run leaves',
+            file=sys.stderr,
+        )
 
 
 def _export(launcher: str) -> None:

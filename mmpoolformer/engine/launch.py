@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.device import get_device
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 
@@ -48,7 +47,13 @@ from .checks import (
     check_work_dir,
 )
 from .curves import leave_curves
-from .distributed import check_launcher, is_first, is_lost_connection, prepare_cpu
+from .distributed import (
+    check_launcher,
+    is_first,
+    is_lost_connection,
+    leave_out_amp,
+    prepare_cpu,
+)
 from .hooks import CheckLoadedWeights, CheckLoss
 from .lock import lock_work_dir
 from .resumed import check_meta
@@ -244,6 +249,8 @@ def build_runner(cfg: Config, phase: str) -> Runner:
     check_work_dir(Path(cfg.work_dir))
     if cfg.launcher != 'none':
         check_launcher(cfg.launcher)
+    if phase == 'train':
+        leave_out_amp(cfg)
     writes = phase == 'train' and is_first(cfg.launcher)
     lock = lock_work_dir(Path(cfg.work_dir)) if writes else None
     if cfg.launcher != 'none' and not torch.cuda.is_available():
@@ -348,25 +355,10 @@ def _prepare_training(cfg: Config) -> None:
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     if type_of(hook) == 'CheckpointHook':
         hook['type'] = 'SafeCheckpointHook'
-    _leave_out_amp(cfg)
     if cfg.get('resume'):
         if not cfg.get('load_from'):
             _choose_checkpoint(cfg)
         _keep_seed(cfg)
-
-
-def _leave_out_amp(cfg: Config) -> None:
-    """Train in float32 where mmengine has no mixed precision, which a config may ask for."""
-    wrapper = cfg.get('optim_wrapper') or {}
-    if type_of(wrapper) != 'AmpOptimWrapper' or get_device() not in ('cpu', 'mps'):
-        return
-    for key in ('loss_scale', 'dtype', 'use_fsdp'):
-        wrapper.pop(key, None)
-    wrapper['type'] = 'OptimWrapper'
-    print(
-        "warning: no GPU: trains in float32, as mmengine's AmpOptimWrapper needs one",
-        file=sys.stderr,
-    )
 
 
 def _choose_checkpoint(cfg: Config) -> None:

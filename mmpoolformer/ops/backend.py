@@ -19,8 +19,10 @@ SWITCH = 'MMPOOLFORMER_TRITON'
 # Operations whose kernels only run where their switch is ``1``, or where a GPU has run them under
 # compute-sanitizer: a read or write outside of a tensor cannot be caught.
 OPT_IN = {'channel_mlp': 'MMPOOLFORMER_TRITON_MLP'}
-# In public from torch 2.3 on.
-is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)
+if hasattr(torch.compiler, 'is_compiling'):
+    is_compiling = torch.compiler.is_compiling
+else:  # before torch 2.3
+    is_compiling = torch._utils.is_compiling
 
 _kernels: ModuleType | None = None
 _is_loaded = False
@@ -52,18 +54,23 @@ def reads_measurements() -> bool:
     return os.environ.get(SWITCH) not in ('0', 'all')
 
 
-def is_switched_on(name: str, measured: Callable[[], bool | None] = lambda: None) -> bool:
+def is_switched_on(
+    name: str,
+    measured: Callable[[], bool | None] = lambda: None,
+    is_wrong: Callable[[], bool] = lambda: False,
+) -> bool:
     """Whether the kernels of an operation are to run.
 
     Args:
         name: The operation.
         measured: Asked where the environment leaves it open: whether they pay, ``None`` if
             that is not known.
+        is_wrong: Asked where they are switched on one by one: whether they were found wrong.
     """
     if not reads_measurements():
         return os.environ[SWITCH] == 'all'
     if name in OPT_IN and os.environ.get(OPT_IN[name]) == '1':
-        return True
+        return not is_wrong()
     pays = measured()
     return name not in OPT_IN if pays is None else pays
 

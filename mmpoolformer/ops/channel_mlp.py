@@ -17,7 +17,7 @@ def channel_mlp_covers(x: Tensor, fc1_weight: Tensor, scale: Tensor) -> bool:
     """Whether :func:`channel_mlp` has Triton kernels for ``x``.
 
     It does on a CUDA device of compute capability 8 or higher, in 16 bits or under
-    autocast, at widths whose tiles the chip holds, if ``MMPOOLFORMER_TRITON_MLP=1``.
+    autocast, at widths whose tiles the chip holds, on request or where it was measured.
     """
     if not backend.may_run(x):
         return False

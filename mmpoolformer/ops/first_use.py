@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from ..utils.errors import one_line
 from . import backend, measured
+
+OLDEST_CHIP = 8, 0  # compute capability, of which Triton's documentation speaks
 
 # Of the map: larger than a tile of rows, and a multiple of none.
 SAMPLES, HEIGHT, WIDTH = 2, 9, 15
@@ -54,7 +57,8 @@ def agrees(name: str, device: torch.device, types: tuple, *sizes: int) -> bool:
         types: Types of its inputs, in their order, and further ones that it takes.
         sizes: Whatever else its kernels are compiled for.
     """
-    if not backend.is_switched_on(name, lambda: measured.choice(name, device, types, sizes)):
+    choice = partial(measured.choice, name, device, types, sizes)
+    if not backend.is_switched_on(name, choice, partial(measured.is_wrong, name)):
         return False
     key = name, device, types, sizes
     if key not in _verdicts:
@@ -84,13 +88,18 @@ def _is_captured(device: torch.device) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
 
+def _is_too_old(device: torch.device) -> bool:
+    """Whether Triton may end the process on this chip, which no check in Python could catch."""
+    return device.type == 'cuda' and torch.cuda.get_device_capability(device) < OLDEST_CHIP
+
+
 def _try(name: str, device: torch.device, types: tuple, sizes: tuple) -> bool:
     trial = TRIALS[name]
     if not backend.load():
         return False
     try:
         with torch.cuda.device(device if device.type == 'cuda' else -1):
-            if not trial.covers(device, *sizes):
+            if _is_too_old(device) or not trial.covers(device, *sizes):
                 return False
             cause = _difference(trial, device, types, sizes)
             if device.type == 'cuda':

@@ -78,7 +78,7 @@ def decide(devices: Mapping[str, Device], device: str, name: str, case: str) -> 
         ``None`` if nothing is known of them on this device, or not enough: what is fast
         but was not compared or not run under the sanitizer.
     """
-    if any(known.operations.get(name, Operation()).is_wrong for known in devices.values()):
+    if any(_is_wrong(known, name) for known in devices.values()):
         return False
     if device not in devices or name not in devices[device].operations:
         return None
@@ -89,6 +89,10 @@ def decide(devices: Mapping[str, Device], device: str, name: str, case: str) -> 
         return False
     proven = operation.error_ratio is not None and operation.sanitizer == 'clean'
     return True if proven else None
+
+
+def _is_wrong(known: Device, name: str) -> bool:
+    return known.operations.get(name, Operation()).is_wrong
 
 
 def pays(time_ratio: float | None) -> bool:
@@ -136,6 +140,15 @@ def choice(name: str, device: torch.device, types: tuple, sizes: tuple) -> bool 
         TableError: The table cannot be used.
     """
     return _choice(name, device, types, sizes, _direction())
+
+
+def is_wrong(name: str) -> bool:
+    """Whether the kernels of an operation were found wrong, on whatever device.
+
+    Raises:
+        TableError: The table cannot be used.
+    """
+    return any(_is_wrong(known, name) for known in load(TABLE).values())
 
 
 def fused_pixels(device: torch.device) -> int:

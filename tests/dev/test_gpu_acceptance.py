@@ -190,6 +190,24 @@ def test_a_step_that_does_not_exist_is_named(run, tmp_path):
     assert code == 2 and "no steps ['size']: sizes" in printed
 
 
+@needs_triton
+@pytest.mark.parametrize('code', [1, -11])
+def test_a_step_that_dies_at_once_has_failed_and_its_old_findings_are_gone(
+    tmp_path, monkeypatch, code
+):
+    from gpu import steps
+
+    work = steps.Run('correct', tmp_path, None, None)
+    work.run_step('ceilings', lambda: [dict(rate=1.0)])
+    assert steps.failures(work.latest(), 'correct') == []
+    died = subprocess.CompletedProcess([], code)
+    monkeypatch.setattr(steps.subprocess, 'run', lambda *args, **options: died)
+    work.run_step_apart('ceilings')
+    found = work.latest()
+    assert steps.failures(found, 'correct') == ['ceilings']
+    assert not any('rate' in record for record in found['correct', 'ceilings'])
+
+
 # A machine without mmcv, mmdet and what they import.
 
 PRESENT = (

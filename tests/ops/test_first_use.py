@@ -106,6 +106,19 @@ def test_nothing_is_tried_while_a_graph_is_captured(monkeypatch):
     assert first_use.agrees(*case) and len(tried) == 1
 
 
+@pytest.mark.parametrize(('chip', 'tried'), [((7, 5), 0), ((8, 0), 1), ((9, 0), 1)])
+def test_chips_that_triton_does_not_support_are_left_to_pytorch(monkeypatch, log, chip, tried):
+    compared = []
+    monkeypatch.setattr(first_use, '_is_captured', lambda device: False)
+    monkeypatch.setattr(first_use, '_difference', lambda *key: compared.append(key))
+    monkeypatch.setattr(torch.cuda, 'device', lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda device: None)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: chip)
+    case = 'pool_mix', torch.device('cuda', 0), (torch.float32,) * 4, 16, 3
+    assert first_use.agrees(*case) == bool(tried) == bool(compared)
+    assert not log
+
+
 def refuse(_):
     raise AssertionError('a hook of the caller sees the trial')
 

@@ -125,6 +125,19 @@ def test_the_environment_comes_first_and_the_table_before_the_defaults(
     assert backend.is_switched_on('channel_mlp', lambda: pays) is (switch != '0')
 
 
+def test_what_was_found_wrong_is_not_switched_on_by_itself(monkeypatch, write_table):
+    monkeypatch.setattr(first_use, '_try', lambda *key: True)
+    monkeypatch.setattr(first_use, '_verdicts', {})
+    monkeypatch.setenv('MMPOOLFORMER_TRITON_MLP', '1')
+    case = 'channel_mlp', torch.device('cpu'), (torch.float16,) * 9, 64, 256
+    assert first_use.agrees(*case)
+    table = table_of(sanitizer='hit')
+    (known,) = table['devices'].values()
+    known['operations']['channel_mlp'] = known['operations'].pop('pool_mix')
+    write_table(dict(devices=dict(elsewhere=known)))
+    assert not first_use.agrees(*case)
+
+
 @pytest.mark.parametrize('training', [True, False], ids=['training', 'inference'])
 def test_small_batches_on_cuda_take_the_plain_path_where_it_was_faster(
     monkeypatch, write_table, training

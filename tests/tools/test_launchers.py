@@ -15,6 +15,7 @@ from helpers import (
     run_tool,
     tool_error,
     train_options,
+    write_tiny_config,
 )
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
@@ -242,6 +243,19 @@ def test_errors_are_one_message(tool, args, words, capsys, monkeypatch, tmp_path
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 def test_amp_without_a_gpu_is_refused(capsys):
     assert '--amp needs a GPU' in tool_error(capsys, 'train', RETINANET, '--amp')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_a_config_with_amp_trains_in_float32_without_a_gpu(digits_root, tmp_path, capsys):
+    config = write_tiny_config(tmp_path, 'by_iteration', digits_root, iters=2)
+    with config.open('a') as file:
+        file.write(
+            "optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16')"
+        )
+    run_tool('train', config, '--work-dir', tmp_path / 'run')
+    assert 'warning: no CUDA GPU: trains in float32' in capsys.readouterr().err
+    left = Config.fromfile(tmp_path / 'run' / 'config.py').optim_wrapper
+    assert left.type == 'OptimWrapper' and not {'loss_scale', 'dtype'} & set(left)
 
 
 def test_a_stale_last_checkpoint_is_named(trained, tmp_path, capsys):
