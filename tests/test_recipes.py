@@ -24,7 +24,7 @@ SECTIONS = (
     'model', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr', 'custom_hooks',
 )  # fmt: skip
 GROUP_NORM = ('model.neck.norm_cfg', 'model.bbox_head.norm_cfg')
-CONVNEXTS = (
+LIKE_CONVNEXT = (
     *GROUP_NORM, 'optim_wrapper', 'param_scheduler', 'train_cfg', 'custom_hooks.1.switch_epoch',
 )  # fmt: skip
 IMAGES_OF_M = 'training.pipeline.3.ratio_range', 'custom_hooks.1.switch_pipeline.2.ratio_range'
@@ -43,11 +43,11 @@ SOURCES = {
     ),
     'rtmdet-m': (
         'mmdet::rtmdet/rtmdet_m_8xb32-300e_coco.py',
-        (*DEPTH, *CONVNEXTS),
+        (*DEPTH, *LIKE_CONVNEXT),
     ),
     'rtmdet-s': (
         'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py',
-        (*DEPTH, *CONVNEXTS, *IMAGES_OF_M),
+        (*DEPTH, *LIKE_CONVNEXT, *IMAGES_OF_M),
     ),
     'upernet': (
         'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py',

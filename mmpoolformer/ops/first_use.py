@@ -18,7 +18,7 @@ from torch import Tensor
 from ..utils.errors import one_line
 from . import backend, measured
 
-OLDEST_CHIP = 8, 0  # compute capability, of which Triton's documentation speaks
+OLDEST_CHIP = 8, 0  # compute capability: the kernels were compiled for 8.0 and 9.0
 
 # Of the map: larger than a tile of rows, and a multiple of none.
 SAMPLES, HEIGHT, WIDTH = 2, 9, 15
@@ -89,7 +89,7 @@ def _is_captured(device: torch.device) -> bool:
 
 
 def _is_too_old(device: torch.device) -> bool:
-    """Whether Triton may end the process on this chip, which no check in Python could catch."""
+    """Whether no kernel was ever compiled for such a chip: a compiler may end the process."""
     return device.type == 'cuda' and torch.cuda.get_device_capability(device) < OLDEST_CHIP
 
 

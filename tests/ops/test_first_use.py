@@ -107,7 +107,7 @@ def test_nothing_is_tried_while_a_graph_is_captured(monkeypatch):
 
 
 @pytest.mark.parametrize(('chip', 'tried'), [((7, 5), 0), ((8, 0), 1), ((9, 0), 1)])
-def test_chips_that_triton_does_not_support_are_left_to_pytorch(monkeypatch, log, chip, tried):
+def test_chips_that_nothing_was_compiled_for_are_left_to_pytorch(monkeypatch, log, chip, tried):
     compared = []
     monkeypatch.setattr(first_use, '_is_captured', lambda device: False)
     monkeypatch.setattr(first_use, '_difference', lambda *key: compared.append(key))
