@@ -1,0 +1,50 @@
+"""How graphs are written for a runtime."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import random_weights, require_export
+from torch import nn
+
+from mmpoolformer.exporting.formats import to_openvino
+from mmpoolformer.exporting.graphs import record
+from mmpoolformer.models.norms import OneGroupNorm
+
+require_export()
+
+
+class Wrapper(nn.Module):
+    """A norm between two convolutions, as in a block."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.model = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.Conv2d(8, 4, 1))
+
+    def forward(self, image):
+        return self.model(image)
+
+
+class Flattened(nn.Module):
+    """A norm over the same numbers, of which something else than a map is made."""
+
+    def forward(self, x):
+        return nn.functional.group_norm(x.reshape(1, 1, -1), 1).reshape(1, 8, -1, 2)
+
+
+@pytest.mark.parametrize('dynamic', [False, True])
+@pytest.mark.parametrize(
+    'norm, dimensions',
+    [(OneGroupNorm(8), 4), (nn.GroupNorm(1, 8), 4), (nn.GroupNorm(2, 8), 3), (Flattened(), 3)],
+    ids=['ours', 'one group', 'two groups', 'flattened'],
+)
+def test_openvino_normalises_maps_without_flattening_them(norm, dimensions, dynamic):
+    import openvino
+
+    wrapper = random_weights(Wrapper(norm)).eval()
+    image = torch.randn(1, 3, 20, 28, generator=torch.Generator().manual_seed(0))
+    model = to_openvino(record(wrapper, image, dynamic), ['out'])
+    norms = [op for op in model.get_ops() if op.get_type_name() == 'MVN']
+    ranks = [op.get_output_partial_shape(0).rank.get_length() for op in norms]
+    assert ranks == [dimensions]
+    found = openvino.Core().compile_model(model, 'CPU')(image.numpy())[0]
+    np.testing.assert_allclose(found, wrapper(image).detach(), atol=1e-5)
