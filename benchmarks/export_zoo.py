@@ -7,6 +7,7 @@ runs in a process of its own with limits; an interrupted run goes on where it wa
 """
 
 import argparse
+import copy
 import sys
 import tempfile
 import warnings
@@ -21,6 +22,7 @@ from zoo import Store, describe, escape, exercise, load, method_of, run_limited,
 
 from mmpoolformer import SwapError, __version__, export, swap_backbone
 from mmpoolformer.adapt.zoo import list_configs
+from mmpoolformer.engine.inference import meta_of_config
 from mmpoolformer.exporting.comparing import describe as describe_differences
 from mmpoolformer.registry import TOOLBOXES, build_model
 from mmpoolformer.utils.config_tree import walk
@@ -133,7 +135,7 @@ def save_random_weights(cfg, path):
     """A checkpoint in whose scores there is something to see, unlike those at the start."""
     init_default_scope(cfg.default_scope)
     torch.manual_seed(0)
-    model = build_model(cfg.model, cfg.default_scope)
+    model = build_model(copy.deepcopy(cfg.model), cfg.default_scope)  # models of DETR change it
     model.init_weights()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -141,8 +143,16 @@ def save_random_weights(cfg, path):
                 parameter += 0.1 * torch.randn_like(parameter)
             elif 0 < parameter.std() < 0.02:
                 parameter *= 0.03 / parameter.std()
-    torch.save(dict(state_dict=model.state_dict(), meta={}), path)
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=classes_of(cfg))), path)
     return str(path)
+
+
+def classes_of(cfg):
+    """What training writes about the classes: those of the test set, else numbers."""
+    if meta_of_config(cfg).get('classes'):
+        return {}
+    counts = [node['num_classes'] for _, node in walk(cfg.model) if 'num_classes' in node]
+    return dict(classes=list(map(str, range(max(counts, default=0)))))
 
 
 # Report ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..deploy import plain
-from ..utils.errors import LaunchError, first_line
+from ..utils.errors import LaunchError, first_line, join
+from .metadata import RAW
 from .rewrites import for_graphs
 from .wrappers import IMAGE
 
@@ -42,18 +44,32 @@ def record(wrapper: nn.Module, example: Tensor, dynamic: bool) -> torch.export.E
         except LaunchError:
             raise
         except Exception as error:  # whatever the models of other people raise
+            remedy = '' if wrapper.kind == RAW else '. --raw exports what its heads put out'
             raise LaunchError(
-                f'{type(wrapper.model).__name__} cannot be recorded as one graph: {reason(error)}. '
-                '--raw exports what its heads put out'
+                f'{type(wrapper.model).__name__} cannot be recorded as one graph: '
+                f'{_operator_of_mmcv(error) or reason(error)}{remedy}'
             ) from error
+
+
+def _operator_of_mmcv(error: Exception) -> str:
+    """Which of mmcv's own operators an error came from, in words."""
+    for frame in traceback.extract_tb(_first_cause(error).__traceback__):
+        path = Path(frame.filename)
+        if path.parts[-3:-1] == ('mmcv', 'ops'):
+            return f"{path.stem} is mmcv's own operator, which no graph has"
+    return ''
 
 
 def reason(error: Exception) -> str:
     """What an exporter says, without its advice to programmers."""
-    cause = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
+    cause = _first_cause(error)
     return f'{type(cause).__name__}: {first_line(cause)}'
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def sides(program: torch.export.ExportedProgram) -> tuple[list, list]:
@@ -67,7 +83,11 @@ def sides(program: torch.export.ExportedProgram) -> tuple[list, list]:
     shape = image.meta['val'].shape[2:]
     if all(isinstance(side, int) for side in shape):
         return tuple([side, side] for side in shape)
-    bounds = [program.range_constraints[side.node.expr] for side in shape]
+    try:
+        bounds = [program.range_constraints[side.node.expr] for side in shape]
+    except (AttributeError, KeyError):  # one is a number by now
+        only = join(f'{name}={side}' for name, side in zip(('height', 'width'), shape))
+        raise LaunchError(f'the graph would hold only for {only}: export with --size') from None
     least = max(int(bound.lower) for bound in bounds)
     check = getattr(program.module(), '_guards_fn', None)  # no public name calls it alone
     if check is None:

@@ -66,6 +66,7 @@ def _functions() -> dict[Callable, Callable]:
 
 def _methods() -> Iterator[tuple[type, str, Callable]]:
     """Classes, their methods, and what makes another method of each."""
+    yield Tensor, 'new_tensor', _of_open_sizes
     if 'mmdet' in sys.modules:
         from mmcv.ops import RoIAlign
         from mmdet.models.dense_heads import RPNHead
@@ -84,6 +85,18 @@ def _methods() -> Iterator[tuple[type, str, Callable]]:
         from mmseg.models.utils import Upsample
 
         yield Upsample, 'forward', lambda _: upsample
+
+
+def _of_open_sizes(original):
+    """``Tensor.new_tensor`` that keeps sides of images open, which PyTorch's makes numbers."""
+
+    def new_tensor(self, data, **options):
+        values = data if isinstance(data, (tuple, list)) else ()
+        if not any(isinstance(value, torch.SymInt) for value in values):
+            return original(self, data, **options)
+        return torch.stack([self.new_ones((), **options) * value for value in values])
+
+    return new_tensor
 
 
 def found(scores: Tensor) -> Tensor:

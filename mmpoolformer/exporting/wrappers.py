@@ -112,6 +112,8 @@ class Detector(Wrapper):
     def __init__(self, model: nn.Module):
         super().__init__(model)
         if getattr(model, 'with_mask', False):
+            if not hasattr(model, 'roi_head'):
+                raise self._masks_of_images()
             self.described = dict(self.described, masks=self.MASKS)
 
     def options(self) -> dict:
@@ -143,9 +145,18 @@ class Detector(Wrapper):
         )
         self.model.add_pred_to_datasample = lambda samples, results: results
         try:
-            return self.model.predict(x, [sample], rescale=False)
+            found = self.model.predict(x, [sample], rescale=False)
         finally:
             del self.model.add_pred_to_datasample
+        if hasattr(found[0], 'masks') and 'masks' not in self.described:
+            raise self._masks_of_images()
+        return found
+
+    def _masks_of_images(self) -> LaunchError:
+        return LaunchError(
+            f'{type(self.model).__name__} finds masks of the whole image, and a file holds those '
+            'of boxes alone: --raw exports what its heads put out'
+        )
 
 
 class Segmentor(Wrapper):

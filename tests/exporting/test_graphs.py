@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import require_export
+from mmcv.ops import DeformConv2d
 from torch import nn
 
 from mmpoolformer.exporting.graphs import record, sides
@@ -23,13 +24,56 @@ class Wrapper(nn.Module):
         return x * 2 if x.shape[-1] > 40 else x
 
 
-def recorded():
-    return record(Wrapper(), torch.zeros(1, 3, 331, 461), dynamic=True)
+class Clipped(nn.Module):
+    """A model that makes a tensor of the sides, as mmdet's coders of boxes do."""
+
+    kind = 'raw'
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Identity()
+
+    def forward(self, image):
+        return image.new_tensor(image.shape[-2:])
+
+
+class Deformed(nn.Module):
+    """A model with an operator of mmcv's own."""
+
+    kind = 'detector'
+
+    def __init__(self):
+        super().__init__()
+        self.model = DeformConv2d(3, 3, 1)
+
+    def forward(self, image):
+        return self.model(image, image.new_zeros(1, 2, *image.shape[-2:]))
+
+
+def recorded(wrapper=None):
+    return record(wrapper or Wrapper(), torch.zeros(1, 3, 331, 461), dynamic=True)
 
 
 def test_conditions_in_a_graph_bound_its_sizes():
     heights, widths = sides(recorded())
     assert heights == widths == [96, None]  # the first of the sides that are tried beyond 81
+
+
+def test_a_tensor_of_the_sides_leaves_them_open():
+    program = recorded(Clipped())
+    assert sides(program)[0][1] is None
+    assert program.module()(torch.zeros(1, 3, 70, 90)).tolist() == [70, 90]
+
+
+def test_a_graph_that_fixes_a_side_is_refused(monkeypatch):
+    monkeypatch.setattr('mmpoolformer.exporting.rewrites._of_open_sizes', lambda original: original)
+    with pytest.raises(LaunchError, match=r'would hold only for height=331, width=461: .* --size'):
+        sides(recorded(Clipped()))
+
+
+def test_an_operator_of_mmcvs_own_is_named():
+    with pytest.raises(LaunchError, match=r"deform_conv is mmcv's own operator.* --raw"):
+        recorded(Deformed())
 
 
 def test_a_graph_whose_conditions_are_unknown_is_refused(monkeypatch):

@@ -6,6 +6,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from tiny_models import save_tiny_model
 
+from mmpoolformer.adapt.zoo import find_config, list_configs
 from mmpoolformer.exporting import rewrites
 from mmpoolformer.exporting.rewrites import for_graphs
 from mmpoolformer.exporting.wrappers import Detector, Segmentor
@@ -75,6 +76,17 @@ def test_whole_models_predict_the_same(tiny, size):
     assert len(ours[0])
     for own, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['condinst/condinst_r50', 'rtmdet/rtmdet-ins_tiny'])
+def test_masks_of_the_whole_image_are_refused(name):
+    (name,) = [config for config in list_configs('mmdet') if config.startswith(f'mmdet::{name}')]
+    cfg = Config.fromfile(find_config(name), import_custom_modules=False)
+    cfg.model.backbone.init_cfg = None
+    init_default_scope('mmdet')
+    model = build_model(cfg.model, 'mmdet').eval()
+    with pytest.raises(LaunchError, match='masks of the whole image'), torch.no_grad():
+        Detector(model)(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
 
 
 def predictions(scope, model, image):
