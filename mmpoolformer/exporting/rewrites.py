@@ -18,6 +18,7 @@ from mmengine.structures import base_data_element
 from torch import Tensor
 
 from ..utils.errors import LaunchError
+from .sizes import Sizes, linspace_of_sizes, new_tensor_of_sizes
 
 NOT_THERE = -1.0  # the score of what only fills a list up
 FAR_AWAY = [[-1e6, -1e6, -9e5, -9e5], [-9e6, -9e6, -8e6, -8e6]]  # boxes that meet no other
@@ -37,6 +38,8 @@ def for_graphs() -> Iterator[None]:
         # Sizes are no numbers yet, and have no copies.
         uncopied = SimpleNamespace(deepcopy=lambda value: dict(value))
         stack.enter_context(patch.object(base_data_element, 'copy', uncopied))
+        stack.enter_context(patch.object(torch, '_shape_as_tensor', Sizes.of_map))
+        stack.enter_context(patch.object(torch, 'linspace', linspace_of_sizes(torch.linspace)))
         for kind, method, wrap in _methods():
             stack.enter_context(patch.object(kind, method, wrap(getattr(kind, method))))
         yield
@@ -66,7 +69,7 @@ def _functions() -> dict[Callable, Callable]:
 
 def _methods() -> Iterator[tuple[type, str, Callable]]:
     """Classes, their methods, and what makes another method of each."""
-    yield Tensor, 'new_tensor', _of_open_sizes
+    yield Tensor, 'new_tensor', new_tensor_of_sizes
     if 'mmdet' in sys.modules:
         from mmcv.ops import RoIAlign
         from mmdet.models.dense_heads import RPNHead
@@ -85,18 +88,6 @@ def _methods() -> Iterator[tuple[type, str, Callable]]:
         from mmseg.models.utils import Upsample
 
         yield Upsample, 'forward', lambda _: upsample
-
-
-def _of_open_sizes(original):
-    """``Tensor.new_tensor`` that keeps sides of images open, which PyTorch's makes numbers."""
-
-    def new_tensor(self, data, **options):
-        values = data if isinstance(data, (tuple, list)) else ()
-        if not any(isinstance(value, torch.SymInt) for value in values):
-            return original(self, data, **options)
-        return torch.stack([self.new_ones((), **options) * value for value in values])
-
-    return new_tensor
 
 
 def found(scores: Tensor) -> Tensor:

@@ -66,7 +66,9 @@ def test_a_tensor_of_the_sides_leaves_them_open():
 
 
 def test_a_graph_that_fixes_a_side_is_refused(monkeypatch):
-    monkeypatch.setattr('mmpoolformer.exporting.rewrites._of_open_sizes', lambda original: original)
+    monkeypatch.setattr(
+        'mmpoolformer.exporting.rewrites.new_tensor_of_sizes', lambda original: original
+    )
     with pytest.raises(LaunchError, match=r'would hold only for height=331, width=461: .* --size'):
         sides(recorded(Clipped()))
 
