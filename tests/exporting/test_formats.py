@@ -6,9 +6,10 @@ import torch
 from helpers import random_weights, require_export
 from torch import nn
 
-from mmpoolformer.exporting.formats import to_openvino
+from mmpoolformer.exporting.formats import to_onnx, to_openvino
 from mmpoolformer.exporting.graphs import record
 from mmpoolformer.models.norms import OneGroupNorm
+from mmpoolformer.utils.errors import LaunchError
 
 require_export()
 
@@ -48,3 +49,16 @@ def test_openvino_normalises_maps_without_flattening_them(norm, dimensions, dyna
     assert ranks == [dimensions]
     found = openvino.Core().compile_model(model, 'CPU')(image.numpy())[0]
     np.testing.assert_allclose(found, wrapper(image).detach(), atol=1e-5)
+
+
+class Bessel(nn.Module):
+    """A model that computes what ONNX has no operator for."""
+
+    def forward(self, image):
+        return torch.special.bessel_j0(image)
+
+
+def test_an_operator_that_onnx_does_not_have_is_named():
+    program = record(Wrapper(Bessel()), torch.zeros(1, 3, 20, 28), dynamic=False)
+    with pytest.raises(LaunchError, match=r'ONNX has no operator .*bessel_j0.* --raw exports'):
+        to_onnx(program, ['out'])
