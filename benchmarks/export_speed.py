@@ -2,7 +2,8 @@
 
 Contenders run in turns, in bursts of a few calls, each in a process of its own, and are compared by
 medians. All files are for one size. int8 is calibrated on noise here: only its time is asked for.
-Writes docs/reports/export/cpu.json, and from it docs/reports/export.md and a plot.
+Writes docs/reports/export/cpu.json, and from it docs/reports/export.md and a plot; cases that are
+not measured again stay as they are.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import multiprocessing
 import os
 import re
+import sys
 import tempfile
 import time
 from functools import partial
@@ -86,19 +88,30 @@ def main():
         for arch in args.archs
         for size in args.sizes
     ]
-    load, records = [os.getloadavg()[0]], []
+    path = args.out / 'export' / 'cpu.json'
+    here = dict(machine=machine('cpu'), cpu=instructions())
+    records = []
+    if path.exists():
+        there = json.loads(path.read_text())
+        records = there.pop('records')
+        if there != here:
+            sys.exit(f'error: {path} is of another machine or torch: remove it, or give --out')
     with Bars() as progress:
         task = progress.add_task('', total=len(cases))
         for case in cases:
             progress.update(task, description=' '.join(map(str, case.values())))
-            records += measure_case(case, args.rounds)
+            load = os.getloadavg()[0]
+            measured = [dict(record, load=load) for record in measure_case(case, args.rounds)]
+            others = [record for record in records if any(record[key] != case[key] for key in case)]
+            records = sorted(others + measured, key=place)
+            write_json(path, dict(here, records=records))
             progress.advance(task)
-    load.append(os.getloadavg()[0])
-    write_json(
-        args.out / 'export' / 'cpu.json',
-        dict(machine=machine('cpu'), cpu=instructions(), load=load, records=records),
-    )
     report(args.out)
+
+
+def place(record: dict) -> tuple:
+    """Where a record stands in the page; those of a case stay as they are."""
+    return [BACKBONE, *WHOLE].index(record['part']), record['arch'], record['size']
 
 
 def instructions() -> str:
@@ -179,7 +192,8 @@ def write_files(case: dict, family: str, folder: Path):
     outputs, sides = wrapper.describe(image), [[side, side] for side in image.shape[2:]]
     meta = Metadata(wrapper.kind, [], [], wrapper.input, outputs, *sides, {})
     write(program, list(outputs), folder / f'{family}.onnx', 'onnx', meta)
-    model = to_openvino(program, list(outputs))
+    # Recorded again: its translation changes a graph whose sizes depend on what is found.
+    model = to_openvino(graphs.record(wrapper, image, dynamic=False), list(outputs))
     save_openvino(model, folder / f'{family}.xml', meta)
     rng = np.random.default_rng(0)
     noise = [np.roll(image.numpy(), rng.integers(0, 99), -1) for _ in range(CALIBRATION)]
@@ -301,7 +315,8 @@ def of_openvino(file: Path, image: np.ndarray):
 def report(folder: Path):
     """Write export.md and the plot from what was measured."""
     content = json.loads((folder / 'export' / 'cpu.json').read_text())
-    records, load = content['records'], content['load']
+    records = content['records']
+    loads = [record['load'] for record in records]
     about = content['machine']
     lines = [
         '# Speed of model files',
@@ -314,7 +329,7 @@ def report(folder: Path):
         'elsewhere. «start» is from the file to the first result, without imports.',
         '',
         f'{about["name"]} ({content["cpu"]}); torch {about["torch"]}, timm {about["timm"]}. '
-        f'Load of the machine before and after: {load[0]:.1f} and {load[1]:.1f} '
+        f'Load of the machine before the cases: {min(loads):.1f} to {max(loads):.1f} '
         f'(the threads of one contender make {about["name"].split(", ")[-1].split()[0]}).',
         '',
         '## Targets',

@@ -19,8 +19,8 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import nn
 
 from ..archs import is_integer
+from ..datasets.fit import class_counts, is_class_agnostic
 from ..deploy import compile_for_inference, switch_to_deploy
-from ..utils.config_tree import walk
 from ..utils.errors import LaunchError, join, one_line
 from ..utils.memory import reuse_freed_memory
 from .checks import check_checkpoints, nearest
@@ -209,11 +209,11 @@ def dataset_meta(cfg: Config, checkpoint: dict) -> dict:
             f'neither {cfg.load_from} nor the config names the classes: give them with '
             "--cfg-options test_dataloader.dataset.metainfo.classes=\"['a','b']\""
         )
-    for path, count in _class_counts(cfg):
+    for key, count in () if is_class_agnostic(cfg.model) else class_counts(cfg.model):
         if count != len(classes):
             raise LaunchError(
                 f'{who} has {len(classes)} classes ({_some(classes)}), but the config says '
-                f'{path}={count}: give the config that {cfg.load_from} was trained with'
+                f'{key}={count}: give the config that {cfg.load_from} was trained with'
             )
     if ours.get('classes') and list(ours['classes']) != classes:
         raise LaunchError(
@@ -267,15 +267,6 @@ def meta_of_config(cfg: Config) -> dict:
     with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
         kind = dataset.type if isinstance(dataset.type, type) else registry.get(dataset.type)
     return dict(getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {}))
-
-
-def _class_counts(cfg: Config):
-    """Where the heads that name classes say how many there are."""
-    for path, node in walk(cfg.model.to_dict(), ('model',)):
-        heads = [str(key) for key in path if str(key) in ('bbox_head', 'mask_head', 'decode_head')]
-        counts = isinstance(node.get('num_classes'), int) and not node.get('class_agnostic')
-        if heads and counts:
-            yield '.'.join([*map(str, path), 'num_classes']), node['num_classes']
 
 
 def _some(names) -> str:

@@ -19,8 +19,8 @@ def test_speed(tmp_path, monkeypatch):
     monkeypatch.setitem(scope, 'PoolFormer', lambda _: backbone(TINY))
     monkeypatch.setitem(scope, 'families', lambda _: ['ours'])
     monkeypatch.setitem(scope, 'compile_for_inference', lambda _: None)  # minutes
-    arguments = ['--archs', 's12', '--parts', 'backbone', '--sizes', '64x64', '--rounds', '1']
-    monkeypatch.setattr('sys.argv', ['export_speed.py', *arguments, '--out', str(tmp_path)])
+    arguments = ['--archs', 's12', '--parts', 'backbone', '--rounds', '1', '--out', str(tmp_path)]
+    monkeypatch.setattr('sys.argv', ['export_speed.py', *arguments, '--sizes', '64x64'])
     tool['main']()
     records = json.loads((tmp_path / 'export' / 'cpu.json').read_text())['records']
     ways = {'PyTorch', 'folded + compiled', 'ONNX Runtime', 'OpenVINO', 'OpenVINO int8'}
@@ -34,6 +34,17 @@ def test_speed(tmp_path, monkeypatch):
     page = (tmp_path / 'export.md').read_text()
     assert '| backbone S12 64x64 | int8 | ≥ 2.0 × folded + compiled' in page
     assert (tmp_path / 'export' / 'cpu.png').is_file()
+
+    # Another case comes beside it, of the same machine alone.
+    monkeypatch.setitem(scope, 'measure_case', lambda *_: [dict(records[0], size='96x96')])
+    monkeypatch.setattr('sys.argv', ['export_speed.py', *arguments, '--sizes', '96x96'])
+    tool['main']()
+    content = json.loads((tmp_path / 'export' / 'cpu.json').read_text())
+    assert content['records'] == [*records, dict(content['records'][-1], size='96x96')]
+    content['machine']['name'] = 'another'
+    (tmp_path / 'export' / 'cpu.json').write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match='is of another machine or torch'):
+        tool['main']()
 
 
 def test_what_of_the_zoo_exports(tmp_path, capsys):

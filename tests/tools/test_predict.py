@@ -15,6 +15,9 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from tiny_models import DIGITS, save_tiny_model, save_video
 
+from mmpoolformer.adapt.zoo import find_config
+from mmpoolformer.engine.inference import dataset_meta
+
 ANY_SCORE = ['--device', 'cpu', '--score-thr', 0]
 
 
@@ -225,6 +228,13 @@ def test_other_classes_than_the_heads_have_are_named(images, tmp_path, capsys):
     model = save_tiny_model(tmp_path, 'retinanet', meta=dict(classes=('cat', 'dog', 'cow')))
     error = tool_error(capsys, 'predict', *model, images[0], '--out', tmp_path)
     assert '3 classes (cat, dog, cow)' in error and 'model.bbox_head.num_classes=10' in error
+
+
+def test_a_panoptic_model_has_the_classes_of_things_and_of_stuff():
+    name = 'mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py'
+    cfg = Config.fromfile(find_config(name), import_custom_modules=False)
+    cfg.load_from = 'panoptic.pth'
+    assert len(dataset_meta(cfg, {})['classes']) == 133  # COCO's 80 things and 53 kinds of stuff
 
 
 def test_other_names_than_the_config_has_are_named(images, tmp_path, capsys):
