@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -89,13 +90,14 @@ def main():
         for size in args.sizes
     ]
     path = args.out / 'export' / 'cpu.json'
-    here = dict(machine=machine('cpu'), cpu=instructions())
+    versions = {name: version(name) for name in ('onnxruntime', 'openvino', 'nncf')}
+    here = dict(machine=machine('cpu') | versions, cpu=instructions())
     records = []
     if path.exists():
         there = json.loads(path.read_text())
         records = there.pop('records')
         if there != here:
-            sys.exit(f'error: {path} is of another machine or torch: remove it, or give --out')
+            sys.exit(f'error: {path} is of other versions or another machine: remove it, or --out')
     with Bars() as progress:
         task = progress.add_task('', total=len(cases))
         for case in cases:
@@ -111,7 +113,8 @@ def main():
 
 def place(record: dict) -> tuple:
     """Where a record stands in the page; those of a case stay as they are."""
-    return [BACKBONE, *WHOLE].index(record['part']), record['arch'], record['size']
+    size = tuple(map(int, record['size'].split('x')))
+    return [BACKBONE, *WHOLE].index(record['part']), record['arch'], size
 
 
 def instructions() -> str:
@@ -316,8 +319,9 @@ def report(folder: Path):
     """Write export.md and the plot from what was measured."""
     content = json.loads((folder / 'export' / 'cpu.json').read_text())
     records = content['records']
-    loads = [record['load'] for record in records]
+    loads = [record['load'] for record in records if 'load' in record]
     about = content['machine']
+    versions = ', '.join(f'{name} {about[name]}' for name in about if name != 'name')
     lines = [
         '# Speed of model files',
         '',
@@ -328,7 +332,7 @@ def report(folder: Path):
         'noise: only its time counts here, [what it predicts](../guides/deploy.md) is measured '
         'elsewhere. «start» is from the file to the first result, without imports.',
         '',
-        f'{about["name"]} ({content["cpu"]}); torch {about["torch"]}, timm {about["timm"]}. '
+        f'{about["name"]} ({content["cpu"]}); {versions}. '
         f'Load of the machine before the cases: {min(loads):.1f} to {max(loads):.1f} '
         f'(the threads of one contender make {about["name"].split(", ")[-1].split()[0]}).',
         '',

@@ -22,6 +22,7 @@ from zoo import Store, describe, escape, exercise, load, method_of, run_limited,
 
 from mmpoolformer import SwapError, __version__, export, swap_backbone
 from mmpoolformer.adapt.zoo import list_configs
+from mmpoolformer.datasets.fit import class_counts
 from mmpoolformer.engine.inference import meta_of_config
 from mmpoolformer.exporting.comparing import describe as describe_differences
 from mmpoolformer.registry import TOOLBOXES, build_model
@@ -153,7 +154,7 @@ def classes_of(cfg):
     """What training writes about the classes: those of the test set, else numbers."""
     if meta_of_config(cfg).get('classes'):
         return {}
-    counts = [node['num_classes'] for _, node in walk(cfg.model) if 'num_classes' in node]
+    counts = [count.value for count in class_counts(cfg.model)]
     return dict(classes=list(map(str, range(max(counts, default=0)))))
 
 

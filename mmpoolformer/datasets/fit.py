@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
+from ..archs import is_integer
 from ..utils.config_tree import type_of, walk
 from .images import SUFFIXES
 from .label_maps import LOSSY, LOSSY_REMEDY, is_jpeg, labels_in
@@ -250,8 +251,18 @@ def class_counts(model: Any, path: tuple = ('model',)) -> Iterator[Count]:
         if any(key in OTHER_COUNTS for key in at) or type_of(node) in OTHER_HEADS:
             continue
         value = node.get('num_classes')
-        if isinstance(value, int) and not isinstance(value, bool):
+        if is_integer(value) and not node.get('class_agnostic'):
             yield Count('.'.join(map(str, (*at, 'num_classes'))), value)
+
+
+def name_counts(model: Any) -> list[Count]:
+    """How many names the classes of a model's predictions take, where it says so."""
+    panoptic = [
+        Count('.'.join(map(str, (*at, f'{THINGS}+{STUFF}'))), node[THINGS] + node.get(STUFF, 0))
+        for at, node in walk(model, ('model',))
+        if THINGS in node
+    ]
+    return panoptic or ([] if is_class_agnostic(model) else list(class_counts(model)))
 
 
 def check_counts(model: dict, classes: tuple[str, ...], split: str) -> Iterator[Problem]:

@@ -19,7 +19,7 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import nn
 
 from ..archs import is_integer
-from ..datasets.fit import class_counts, is_class_agnostic
+from ..datasets.fit import name_counts
 from ..deploy import compile_for_inference, switch_to_deploy
 from ..utils.errors import LaunchError, join, one_line
 from ..utils.memory import reuse_freed_memory
@@ -209,7 +209,7 @@ def dataset_meta(cfg: Config, checkpoint: dict) -> dict:
             f'neither {cfg.load_from} nor the config names the classes: give them with '
             "--cfg-options test_dataloader.dataset.metainfo.classes=\"['a','b']\""
         )
-    for key, count in () if is_class_agnostic(cfg.model) else class_counts(cfg.model):
+    for key, count in name_counts(cfg.model):
         if count != len(classes):
             raise LaunchError(
                 f'{who} has {len(classes)} classes ({_some(classes)}), but the config says '

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..deploy import plain
 from ..utils.errors import LaunchError, first_line, join
-from .metadata import RAW
+from .metadata import BACKBONE, RAW
 from .rewrites import for_graphs
 from .wrappers import IMAGE
 
@@ -44,7 +44,8 @@ def record(wrapper: nn.Module, example: Tensor, dynamic: bool) -> torch.export.E
         except LaunchError:
             raise
         except Exception as error:  # whatever the models of other people raise
-            remedy = '' if wrapper.kind == RAW else '. --raw exports what its heads put out'
+            is_whole = wrapper.kind not in (RAW, BACKBONE)
+            remedy = '. --raw exports what its first head puts out' if is_whole else ''
             raise LaunchError(
                 f'{type(wrapper.model).__name__} cannot be recorded as one graph: '
                 f'{_operator_of_mmcv(error) or reason(error)}{remedy}'
@@ -53,9 +54,10 @@ def record(wrapper: nn.Module, example: Tensor, dynamic: bool) -> torch.export.E
 
 def _operator_of_mmcv(error: Exception) -> str:
     """Which of mmcv's own operators an error came from, in words."""
-    for frame in traceback.extract_tb(_first_cause(error).__traceback__):
+    for frame in reversed(traceback.extract_tb(_first_cause(error).__traceback__)):
         path = Path(frame.filename)
-        if path.parts[-3:-1] == ('mmcv', 'ops'):
+        is_compiled = 'ext_module' in (frame.line or '')  # others there are plain PyTorch
+        if is_compiled and path.parts[-3:-1] == ('mmcv', 'ops'):
             return f"{path.stem} is mmcv's own operator, which no graph has"
     return ''
 
@@ -86,7 +88,8 @@ def sides(program: torch.export.ExportedProgram) -> tuple[list, list]:
     try:
         bounds = [program.range_constraints[side.node.expr] for side in shape]
     except (AttributeError, KeyError):  # one is a number by now
-        only = join(f'{name}={side}' for name, side in zip(('height', 'width'), shape))
+        sizes = zip(('height', 'width'), map(str, shape))
+        only = join(f'{name}={side}' for name, side in sizes if side.isdigit()) or 'one size'
         raise LaunchError(f'the graph would hold only for {only}: export with --size') from None
     least = max(int(bound.lower) for bound in bounds)
     check = getattr(program.module(), '_guards_fn', None)  # no public name calls it alone

@@ -192,7 +192,7 @@ def _with_best_selected(original):
 
 
 def sigmoid(x):
-    """``Tensor.sigmoid``, of small numbers too, by which a region proposal network ranks its boxes.
+    """``Tensor.sigmoid`` that keeps small numbers apart: region proposals are ranked by them.
 
     That of ONNX Runtime (1.32) is zero for all logits below -18, and off by 1e-7 above.
     """

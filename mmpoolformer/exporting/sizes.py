@@ -25,8 +25,8 @@ class Sizes(np.ndarray):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        if function is torch.cat:
-            return np.concatenate(list(args[0])).view(cls)
+        if function is torch.cat and all(isinstance(sizes, cls) for sizes in args[0]):
+            return np.concatenate(list(args[0]), *args[1:], **(kwargs or {})).view(cls)
         as_tensors = torch.utils._pytree.tree_map_only(cls, cls.tensor, (args, kwargs or {}))
         return function(*as_tensors[0], **as_tensors[1])
 
@@ -72,6 +72,7 @@ def linspace_of_sizes(original: Callable) -> Callable:
     def linspace(start, end, steps, **options):
         if not isinstance(steps, torch.SymInt):
             return original(start, end, steps, **options)
+        # A graph that leaves a size open has taken it to be no 1.
         return start + (end - start) / (steps - 1) * torch.arange(steps, **options)
 
     return linspace

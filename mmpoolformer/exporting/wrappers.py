@@ -155,7 +155,7 @@ class Detector(Wrapper):
     def _masks_of_images(self) -> LaunchError:
         return LaunchError(
             f'{type(self.model).__name__} finds masks of the whole image, and a file holds those '
-            'of boxes alone: --raw exports what its heads put out'
+            'of boxes alone: --raw exports what its first head puts out'
         )
 
 

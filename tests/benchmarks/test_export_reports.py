@@ -43,7 +43,7 @@ def test_speed(tmp_path, monkeypatch):
     assert content['records'] == [*records, dict(content['records'][-1], size='96x96')]
     content['machine']['name'] = 'another'
     (tmp_path / 'export' / 'cpu.json').write_text(json.dumps(content))
-    with pytest.raises(SystemExit, match='is of another machine or torch'):
+    with pytest.raises(SystemExit, match='of other versions or another machine'):
         tool['main']()
 
 

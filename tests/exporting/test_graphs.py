@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import require_export
 from mmcv.ops import DeformConv2d
+from mmcv.ops.merge_cells import SumCell
 from torch import nn
 
 from mmpoolformer.exporting.graphs import record, sides
@@ -37,6 +38,13 @@ class Clipped(nn.Module):
         return image.new_tensor(image.shape[-2:])
 
 
+class OfOneHeight(Clipped):
+    """A model that takes the height as a number."""
+
+    def forward(self, image):
+        return image.reshape(1, 3, int(image.shape[2]), -1) + image.new_zeros(1, 3, 331, 1)
+
+
 class Deformed(nn.Module):
     """A model with an operator of mmcv's own."""
 
@@ -50,6 +58,17 @@ class Deformed(nn.Module):
         return self.model(image, image.new_zeros(1, 2, *image.shape[-2:]))
 
 
+class Summed(Deformed):
+    """A model that fails in a file of mmcv's operators, in Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = SumCell(3, 3, with_out_conv=False)
+
+    def forward(self, image):
+        return self.model(image, image[:, :2])
+
+
 def recorded(wrapper=None):
     return record(wrapper or Wrapper(), torch.zeros(1, 3, 331, 461), dynamic=True)
 
@@ -61,7 +80,7 @@ def test_conditions_in_a_graph_bound_its_sizes():
 
 def test_a_tensor_of_the_sides_leaves_them_open():
     program = recorded(Clipped())
-    assert sides(program)[0][1] is None
+    assert sides(program) == ([32, None], [32, None])
     assert program.module()(torch.zeros(1, 3, 70, 90)).tolist() == [70, 90]
 
 
@@ -71,6 +90,16 @@ def test_a_graph_that_fixes_a_side_is_refused(monkeypatch):
     )
     with pytest.raises(LaunchError, match=r'would hold only for height=331, width=461: .* --size'):
         sides(recorded(Clipped()))
+
+
+def test_the_side_that_a_graph_fixes_is_named():
+    with pytest.raises(LaunchError, match=r'would hold only for height=331: '):
+        sides(recorded(OfOneHeight()))
+
+
+def test_plain_pytorch_of_mmcvs_is_no_operator_of_its_own():
+    with pytest.raises(LaunchError, match='as one graph: AssertionError'):
+        recorded(Summed())
 
 
 def test_an_operator_of_mmcvs_own_is_named():

@@ -7,9 +7,11 @@ from mmdet.models.layers import DeformableDetrTransformerEncoder
 from torch import nn
 from torch.nn.functional import avg_pool2d
 
+from mmpoolformer.exporting.formats import to_onnx
 from mmpoolformer.exporting.graphs import record, sides
 from mmpoolformer.exporting.rewrites import for_graphs
 from mmpoolformer.exporting.sizes import Sizes
+from mmpoolformer.exporting.wrappers import IMAGE
 
 require_export()
 
@@ -56,13 +58,42 @@ def program(encoder):
 
 
 def test_a_graph_of_deformable_attention_takes_all_sizes(program):
-    assert sides(program)[0][1] is None
+    assert sides(program) == ([32, None], [32, None])
 
 
 @pytest.mark.parametrize('size', [(70, 90), (64, 32), (33, 129)])
 def test_deformable_attention_in_a_graph(size, encoder, program):
     image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(program.module()(image), encoder(image), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def session(encoder):
+    import onnxruntime
+
+    program = record(encoder, torch.zeros(1, 3, 70, 90), dynamic=True)
+    return onnxruntime.InferenceSession(to_onnx(program, ['out']).SerializeToString())
+
+
+@pytest.mark.parametrize('size', [(70, 90), (64, 32), (33, 129)])
+def test_deformable_attention_in_onnx_runtime(size, encoder, session):
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    (found,) = session.run(None, {IMAGE: image.numpy()})
+    torch.testing.assert_close(torch.as_tensor(found), encoder(image), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('count', [2, 7])
+def test_steps_of_an_open_number(count):
+    class Steps(nn.Module):
+        def forward(self, x):
+            side = x.shape[0] - 1
+            return torch.linspace(0.5, side - 0.5, side)
+
+    with for_graphs():
+        open_side = {0: torch.export.Dim.AUTO}
+        program = torch.export.export(Steps(), (torch.zeros(5),), dynamic_shapes={'x': open_side})
+    found = program.module()(torch.zeros(count + 1))
+    torch.testing.assert_close(found, torch.linspace(0.5, count - 0.5, count))
 
 
 def test_sizes_become_a_tensor_where_they_meet_one():

@@ -17,6 +17,7 @@ from tiny_models import DIGITS, save_tiny_model, save_video
 
 from mmpoolformer.adapt.zoo import find_config
 from mmpoolformer.engine.inference import dataset_meta
+from mmpoolformer.utils.errors import LaunchError
 
 ANY_SCORE = ['--device', 'cpu', '--score-thr', 0]
 
@@ -235,6 +236,9 @@ def test_a_panoptic_model_has_the_classes_of_things_and_of_stuff():
     cfg = Config.fromfile(find_config(name), import_custom_modules=False)
     cfg.load_from = 'panoptic.pth'
     assert len(dataset_meta(cfg, {})['classes']) == 133  # COCO's 80 things and 53 kinds of stuff
+    things = dict(meta=dict(dataset_meta=dict(classes=list(map(str, range(80))))))
+    with pytest.raises(LaunchError, match=r'has 80 classes .*num_stuff_classes=133'):
+        dataset_meta(cfg, things)
 
 
 def test_other_names_than_the_config_has_are_named(images, tmp_path, capsys):
