@@ -8,6 +8,7 @@ runs in a process of its own with limits; an interrupted run goes on where it wa
 
 import argparse
 import copy
+import re
 import sys
 import tempfile
 import warnings
@@ -168,7 +169,8 @@ def result_of(row):
 def reason_of(row):
     """Why it did not go further, in one line."""
     reasons = list((row.get('reasons') or {}).values())
-    return row.get('skipped') or row.get('error') or (reasons[0] if reasons else '')
+    reason = row.get('skipped') or row.get('error') or (reasons[0] if reasons else '')
+    return re.sub(rf'{tempfile.gettempdir()}/\w+/', '', reason)
 
 
 def report(rows, methods, versions, seconds):
