@@ -39,6 +39,35 @@ def machine(device: str) -> dict[str, str]:
     return dict(name=name, torch=torch.__version__, timm=version('timm'))
 
 
+def machine_line(about: dict[str, str]) -> str:
+    """A machine and the versions on it, as a page says them."""
+    versions = ', '.join(f'{name} {about[name]}' for name in about if name != 'name')
+    return f'{about["name"]}; {versions}'
+
+
+def earlier_records(path: Path, **about) -> list[dict]:
+    """What a file of measured numbers holds already.
+
+    Args:
+        path: The file, which need not be there.
+        about: What it says of the place where it was measured, ``machine`` among it.
+
+    Raises:
+        ValueError: It was measured elsewhere, or with other versions.
+    """
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    records = content.pop('records')
+    if content != about:
+        raise ValueError(
+            f'{path} holds rows of {machine_line(content["machine"])}; here is '
+            f'{machine_line(about["machine"])}. Rows of one table come from one machine: remove '
+            'the file, or give another --out'
+        )
+    return records
+
+
 # Models --------------------------------------------------------------------------------------
 
 

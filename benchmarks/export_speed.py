@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import re
-import sys
 import tempfile
 import time
 from functools import partial
@@ -25,7 +24,9 @@ from common import (
     REPORTS,
     ROOT,
     burst,
+    earlier_records,
     machine,
+    machine_line,
     markdown,
     peak_memory,
     save_figure,
@@ -78,7 +79,21 @@ def parse_args():
     args = parser.parse_args()
     if any(not re.fullmatch(r'\d+x\d+', size) for size in args.sizes):
         parser.error(f'--sizes {args.sizes}: give HEIGHTxWIDTH, such as 512x512')
+    try:
+        earlier_records(file_of(args), **here())
+    except ValueError as error:
+        parser.error(str(error))
     return args
+
+
+def file_of(args) -> Path:
+    return args.out / 'export' / 'cpu.json'
+
+
+def here() -> dict:
+    """Where it is measured, and with which versions."""
+    versions = {name: version(name) for name in ('onnxruntime', 'openvino', 'nncf')}
+    return dict(machine=machine('cpu') | versions, cpu=instructions())
 
 
 def main():
@@ -89,15 +104,7 @@ def main():
         for arch in args.archs
         for size in args.sizes
     ]
-    path = args.out / 'export' / 'cpu.json'
-    versions = {name: version(name) for name in ('onnxruntime', 'openvino', 'nncf')}
-    here = dict(machine=machine('cpu') | versions, cpu=instructions())
-    records = []
-    if path.exists():
-        there = json.loads(path.read_text())
-        records = there.pop('records')
-        if there != here:
-            sys.exit(f'error: {path} is of other versions or another machine: remove it, or --out')
+    records = earlier_records(file_of(args), **here())
     with Bars() as progress:
         task = progress.add_task('', total=len(cases))
         for case in cases:
@@ -106,7 +113,7 @@ def main():
             measured = [dict(record, load=load) for record in measure_case(case, args.rounds)]
             others = [record for record in records if any(record[key] != case[key] for key in case)]
             records = sorted(others + measured, key=place)
-            write_json(path, dict(here, records=records))
+            write_json(file_of(args), dict(here(), records=records))
             progress.advance(task)
     report(args.out)
 
@@ -321,7 +328,6 @@ def report(folder: Path):
     records = content['records']
     loads = [record['load'] for record in records if 'load' in record]
     about = content['machine']
-    versions = ', '.join(f'{name} {about[name]}' for name in about if name != 'name')
     lines = [
         '# Speed of model files',
         '',
@@ -332,8 +338,9 @@ def report(folder: Path):
         'noise: only its time counts here, [what it predicts](../guides/deploy.md) is measured '
         'elsewhere. «start» is from the file to the first result, without imports.',
         '',
-        f'{about["name"]} ({content["cpu"]}); {versions}. '
-        f'Load of the machine before the cases: {min(loads):.1f} to {max(loads):.1f} '
+        f'{machine_line(about)}; {content["cpu"]}. '
+        'Load of the machine before the cases, where it was noted: '
+        f'{min(loads):.1f} to {max(loads):.1f} '
         f'(the threads of one contender make {about["name"].split(", ")[-1].split()[0]}).',
         '',
         '## Targets',

@@ -22,7 +22,9 @@ from common import (
     REPORTS,
     build_for_training,
     burst,
+    earlier_records,
     machine,
+    machine_line,
     markdown,
     peak_memory,
     save_figure,
@@ -101,21 +103,16 @@ def parse_args():
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('--device cuda: this machine has no CUDA device')
     here = machine(args.device)
-    for path in (file_of(args, mode) for mode in args.modes):
-        if path.exists() and (there := json.loads(path.read_text())['machine']) != here:
-            parser.error(
-                f'{path} holds rows of {machine_line(there)}; here is {machine_line(here)}. '
-                'Rows of one table come from one machine: remove the file, or give another --out'
-            )
+    for mode in args.modes:
+        try:
+            earlier_records(file_of(args, mode), machine=here)
+        except ValueError as error:
+            parser.error(str(error))
     return args
 
 
 def file_of(args, mode: str) -> Path:
     return args.out / 'benchmarks' / f'{args.device}-{mode}.json'
-
-
-def machine_line(about: dict) -> str:
-    return f'{about["name"]}; torch {about["torch"]}, timm {about["timm"]}'
 
 
 def main():
@@ -344,11 +341,11 @@ def autocast(case: dict):
 
 def write(path: Path, records: list[dict]):
     """Replace a case in the file of its device and mode, all or nothing."""
-    content = json.loads(path.read_text()) if path.exists() else {'records': []}
     case = case_of(records[0])
-    kept = [record for record in content['records'] if case_of(record) != case]
+    about = dict(machine=machine(case[0]))
+    kept = [record for record in earlier_records(path, **about) if case_of(record) != case]
     records = sorted(kept + records, key=case_of)  # stable: contenders keep their order
-    write_json(path, dict(machine=machine(case[0]), records=records))
+    write_json(path, dict(about, records=records))
 
 
 def case_of(record: dict) -> tuple:

@@ -88,7 +88,7 @@ def test_freed_memory_comes_back_as_page_faults():
 
 @of_glibc
 @pytest.mark.parametrize('function', ['reuse_freed_memory', 'keep_freed_memory'])
-def test_memory_that_is_kept_does_not(function):
+def test_memory_that_is_kept_does_not_come_back_as_page_faults(function):
     assert count_faults(function) < PAGES_OF_A_BLOCK
 
 

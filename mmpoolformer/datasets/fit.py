@@ -251,18 +251,26 @@ def class_counts(model: Any, path: tuple = ('model',)) -> Iterator[Count]:
         if any(key in OTHER_COUNTS for key in at) or type_of(node) in OTHER_HEADS:
             continue
         value = node.get('num_classes')
-        if is_integer(value) and not node.get('class_agnostic'):
+        if is_integer(value):
             yield Count('.'.join(map(str, (*at, 'num_classes'))), value)
 
 
-def name_counts(model: Any) -> list[Count]:
-    """How many names the classes of a model's predictions take, where it says so."""
-    panoptic = [
+def panoptic_counts(model: Any) -> list[Count]:
+    """How many things and stuff the parts of a panoptic model tell apart, together."""
+    return [
         Count('.'.join(map(str, (*at, f'{THINGS}+{STUFF}'))), node[THINGS] + node.get(STUFF, 0))
         for at, node in walk(model, ('model',))
         if THINGS in node
     ]
-    return panoptic or ([] if is_class_agnostic(model) else list(class_counts(model)))
+
+
+def name_counts(model: Any) -> list[Count]:
+    """How many names the classes of a model's predictions take, where it says so."""
+    if is_class_agnostic(model):
+        return panoptic_counts(model)
+    agnostic = {at for at, node in walk(model, ('model',)) if node.get('class_agnostic')}
+    keys = {'.'.join(map(str, (*at, 'num_classes'))) for at in agnostic}
+    return [count for count in class_counts(model) if count.key not in keys]
 
 
 def check_counts(model: dict, classes: tuple[str, ...], split: str) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ from ..utils.errors import LaunchError
 from ..utils.files import aside
 from .extras import require
 from .graphs import reason
-from .metadata import KEY, SUFFIXES, Metadata
+from .metadata import KEY, OFFER_RAW, SUFFIXES, Metadata
 from .wrappers import IMAGE
 
 OPSET = 18  # of ONNX: TensorRT 10, OpenVINO and ONNX Runtime document all of its operators used
@@ -54,8 +54,8 @@ def to_onnx(program: torch.export.ExportedProgram, names: list[str]):
             )
     except Exception as error:  # whatever the exporter raises
         raise LaunchError(
-            f'ONNX has no operator for a part of this model: {reason(error)}. --raw exports what '
-            'its heads put out, --format torch-export all of it'
+            f'ONNX has no operator for a part of this model: {reason(error)}. {OFFER_RAW}, '
+            '--format torch-export all of it'
         ) from error
     return made.model_proto
 
@@ -76,7 +76,7 @@ def to_openvino(program: torch.export.ExportedProgram, names: list[str]):
     except Exception as error:  # of a frontend in C++
         raise LaunchError(
             f'OpenVINO does not read a part of this model: {reason(error)}. --format onnx does '
-            'without it, --raw exports what the heads put out'
+            f'without it, {OFFER_RAW}'
         ) from error
     _normalise_maps(model)
     return model

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..deploy import plain
 from ..utils.errors import LaunchError, first_line, join
-from .metadata import BACKBONE, RAW
+from .metadata import BACKBONE, OFFER_RAW, RAW
 from .rewrites import for_graphs
 from .wrappers import IMAGE
 
@@ -44,8 +44,7 @@ def record(wrapper: nn.Module, example: Tensor, dynamic: bool) -> torch.export.E
         except LaunchError:
             raise
         except Exception as error:  # whatever the models of other people raise
-            is_whole = wrapper.kind not in (RAW, BACKBONE)
-            remedy = '. --raw exports what its first head puts out' if is_whole else ''
+            remedy = '' if wrapper.kind in (RAW, BACKBONE) else f'. {OFFER_RAW}'
             raise LaunchError(
                 f'{type(wrapper.model).__name__} cannot be recorded as one graph: '
                 f'{_operator_of_mmcv(error) or reason(error)}{remedy}'

@@ -19,6 +19,8 @@ KEY = 'mmpoolformer'  # under which the file keeps it
 # Files by the name of their format.
 SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'torch-export': '.pt2'}
 DETECTOR, SEGMENTOR, RAW, BACKBONE = 'detector', 'segmentor', 'raw', 'backbone'
+# What a message offers where a whole model cannot go into a file.
+OFFER_RAW = '--raw exports what the first head puts out'
 MOST_DIFFERENCES = 5
 
 

@@ -38,10 +38,8 @@ def for_graphs() -> Iterator[None]:
         # Sizes are no numbers yet, and have no copies.
         uncopied = SimpleNamespace(deepcopy=lambda value: dict(value))
         stack.enter_context(patch.object(base_data_element, 'copy', uncopied))
-        stack.enter_context(patch.object(torch, '_shape_as_tensor', Sizes.of_map))
-        stack.enter_context(patch.object(torch, 'linspace', linspace_of_sizes(torch.linspace)))
-        for kind, method, wrap in _methods():
-            stack.enter_context(patch.object(kind, method, wrap(getattr(kind, method))))
+        for owner, name, wrap in _attributes():
+            stack.enter_context(patch.object(owner, name, wrap(getattr(owner, name))))
         yield
 
 
@@ -67,9 +65,11 @@ def _functions() -> dict[Callable, Callable]:
     return functions
 
 
-def _methods() -> Iterator[tuple[type, str, Callable]]:
-    """Classes, their methods, and what makes another method of each."""
+def _attributes() -> Iterator[tuple[object, str, Callable]]:
+    """Methods of classes and functions of torch, and what makes another one of each."""
     yield Tensor, 'new_tensor', new_tensor_of_sizes
+    yield torch, 'linspace', linspace_of_sizes
+    yield torch, '_shape_as_tensor', lambda _: Sizes.of_map
     if 'mmdet' in sys.modules:
         from mmcv.ops import RoIAlign
         from mmdet.models.dense_heads import RPNHead

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..utils.errors import LaunchError
-from .metadata import BACKBONE, DETECTOR, RAW, SEGMENTOR
+from .metadata import BACKBONE, DETECTOR, OFFER_RAW, RAW, SEGMENTOR
 from .rewrites import found
 
 IMAGE = 'image'  # the name of the input
@@ -155,7 +155,7 @@ class Detector(Wrapper):
     def _masks_of_images(self) -> LaunchError:
         return LaunchError(
             f'{type(self.model).__name__} finds masks of the whole image, and a file holds those '
-            'of boxes alone: --raw exports what its first head puts out'
+            f'of boxes alone: {OFFER_RAW}'
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...datasets.fit import STUFF, THINGS, class_counts
+from ...datasets.fit import STUFF, THINGS, class_counts, panoptic_counts
 from ...utils.config_tree import type_of, walk
 from ..edit import Edit
 from .errors import OwnDataError
@@ -41,8 +41,8 @@ def _count_near(model: dict, path: tuple) -> int | None:
         key = '.'.join(map(str, (*path[:depth], 'num_classes')))
         if key in counts:
             return counts[key]
-    things = [node[THINGS] + node.get(STUFF, 0) for _, node in walk(model) if THINGS in node]
-    return things[0] if things else None
+    panoptic = panoptic_counts(model)
+    return panoptic[0].value if panoptic else None
 
 
 def _refuse(model: dict) -> None:
