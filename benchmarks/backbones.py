@@ -95,7 +95,7 @@ def page(content: dict) -> list[str]:
         '',
         f'Scores: mean ± standard deviation over {len(seeds)} seeds. Parameters, GMACs and '
         'milliseconds for one image are those of the backbone as built, in float32. «training» '
-        'is one run with its evaluation, on one core, the mean of both tasks.',
+        'is the CPU time of one run with its evaluation, the mean of both tasks.',
         '',
         '![Scores of all runs, and milliseconds](backbones/study.png)',
         '',
@@ -125,7 +125,7 @@ def page(content: dict) -> list[str]:
 def results_table(records: list[dict], costs: dict[str, dict]) -> list[str]:
     rows = []
     for name, its in costs.items():
-        minutes = statistics.mean(r['seconds'] for r in records if r['contender'] == name) / 60
+        minutes = statistics.mean(r['cpu_seconds'] for r in records if r['contender'] == name) / 60
         rows.append((
             name,
             *score_cells(records, name),
@@ -134,7 +134,7 @@ def results_table(records: list[dict], costs: dict[str, dict]) -> list[str]:
             f'{its["milliseconds"][str(SIZE)]:.1f}',
             f'{minutes:.1f}',
         ))  # fmt: skip
-    costs_of = 'parameters', f'GMACs, {SIZE}²', f'ms, {SIZE}²', 'training, min'
+    costs_of = 'parameters', f'GMACs, {SIZE}²', f'ms, {SIZE}²', 'training, CPU min'
     return markdown(('backbone', *score_headings(), *costs_of), rows)
 
 

@@ -1,8 +1,10 @@
 """What a CPU without a network lacks of mmdet's models, as small or by its definition."""
 
+import atexit
 import json
 from functools import cache
 from pathlib import Path
+from shutil import rmtree
 from string import ascii_lowercase
 from tempfile import mkdtemp
 
@@ -19,6 +21,7 @@ def tiny_bert():
 
     _bridge_to_transformers_5()
     folder = Path(mkdtemp(prefix='tiny-bert-'))
+    atexit.register(rmtree, folder, ignore_errors=True)
     special = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', '.', '?']
     words = [*special, *ascii_lowercase, *(f'##{letter}' for letter in ascii_lowercase)]
     (folder / 'vocab.txt').write_text('\n'.join(words))

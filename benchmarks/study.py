@@ -26,7 +26,7 @@ from mmpoolformer.utils.memory import reuse_freed_memory
 from mmpoolformer.utils.progress import Bars
 
 sys.path.insert(0, str(ROOT / 'dev'))  # what the demo and the studies train with
-from training import TrainingError, side_by_side, train_once
+from training import PARSING, TrainingError, side_by_side, train_once
 
 SIZE, BATCH = 128, 4
 DIGITS = 1, 4  # in an image
@@ -107,7 +107,8 @@ def train_all(
         everything = progress.add_task('all trainings', total=len(runs))
 
         def train(seed, contender, task, threads):
-            config = write_config(seed, contender, task, put, args)
+            with PARSING:
+                config = write_config(seed, contender, task, put, args)
             work_dir = config.with_suffix('')
             result = train_once(config, work_dir, progress, threads)
             for checkpoint in work_dir.glob('*.pth'):
@@ -115,8 +116,9 @@ def train_all(
             progress.advance(everything)
             # Of a detector that finds nothing, mmdet reports nothing.
             metric = result['metrics'][TASKS[task].metric] if result['metrics'] else 0.0
-            score, seconds = TASKS[task].scale * metric, result['seconds']
-            return dict(task=task, contender=contender, seed=seed, score=score, seconds=seconds)
+            times = {key: result[key] for key in ('seconds', 'cpu_seconds')}
+            score = TASKS[task].scale * metric
+            return dict(task=task, contender=contender, seed=seed, score=score, **times)
 
         try:
             return side_by_side(train, runs, args.jobs, progress)
