@@ -34,7 +34,7 @@ ONE_SIZE = (320, 320)
 CHECK_SIZES = [(320, 320), (333, 427)]
 ALL_SIZES, WHOLE, RAW, NOTHING = 'whole, all sizes', 'whole, one size', '--raw', 'not at all'
 RESULTS = ALL_SIZES, WHOLE, RAW, NOTHING
-TRIES = 3  # configs of a folder, until one runs
+TRIES = 12  # configs of a folder, until one runs
 FAST = 'fast-rcnn'  # in names of what finds boxes in proposals from a file, and comes last
 
 

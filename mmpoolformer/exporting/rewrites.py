@@ -14,11 +14,11 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from mmengine.structures import base_data_element
+from mmengine.structures import InstanceData, base_data_element
 from torch import Tensor
 
 from ..utils.errors import LaunchError
-from .sizes import Sizes, linspace_of_sizes, new_tensor_of_sizes
+from .sizes import Sizes, linspace_of_sizes, new_tensor_of_sizes, pooling_of_sizes
 
 NOT_THERE = -1.0  # the score of what only fills a list up
 FAR_AWAY = [[-1e6, -1e6, -9e5, -9e5], [-9e6, -9e6, -8e6, -8e6]]  # boxes that meet no other
@@ -70,9 +70,10 @@ def _attributes() -> Iterator[tuple[object, str, Callable]]:
     yield Tensor, 'new_tensor', new_tensor_of_sizes
     yield torch, 'linspace', linspace_of_sizes
     yield torch, '_shape_as_tensor', lambda _: Sizes.of_map
+    yield F, 'adaptive_avg_pool2d', pooling_of_sizes
     if 'mmdet' in sys.modules:
         from mmcv.ops import RoIAlign
-        from mmdet.models.dense_heads import RPNHead
+        from mmdet.models.dense_heads import RPNHead, YOLOV3Head, YOLOXHead
         from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
         from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
         from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
@@ -80,6 +81,8 @@ def _attributes() -> Iterator[tuple[object, str, Callable]]:
         yield BaseDenseHead, '_bbox_post_process', _with_small_boxes_marked
         yield RPNHead, '_bbox_post_process', _with_small_boxes_marked
         yield RPNHead, '_predict_by_feat_single', _with_best_selected
+        yield YOLOV3Head, 'predict_by_feat', _with_exact_sigmoid
+        yield YOLOXHead, 'predict_by_feat', lambda _: predict_of_yolox
         yield RoIAlign, 'forward', lambda _: roi_align
         yield SingleRoIExtractor, 'forward', lambda _: extract_rois
         yield StandardRoIHead, 'predict_mask', lambda _: predict_mask
@@ -185,14 +188,21 @@ def _with_best_selected(original):
         cfg = self.test_cfg if kwargs.get('cfg') is None else kwargs['cfg']
         levels = [_select(self, *level, cfg['nms_pre']) for level in zip(classes, boxes, priors)]
         classes, boxes, priors = map(list, zip(*levels))
+        return _with_exact_sigmoid(original)(self, classes, boxes, factors, priors, **kwargs)
+
+    return predict
+
+
+def _with_exact_sigmoid(original):
+    def predict(self, *args, **kwargs):
         with patch.object(Tensor, 'sigmoid', sigmoid):
-            return original(self, classes, boxes, factors, priors, **kwargs)
+            return original(self, *args, **kwargs)
 
     return predict
 
 
 def sigmoid(x):
-    """``Tensor.sigmoid`` that keeps small numbers apart: region proposals are ranked by them.
+    """``Tensor.sigmoid`` that keeps small numbers apart, by which boxes are ranked.
 
     That of ONNX Runtime (1.32) is zero for all logits below -18, and off by 1e-7 above.
     """
@@ -211,6 +221,27 @@ def _select(head, cls_score, bbox_pred, priors, count):
     ranks = logits[:, 0] if head.use_sigmoid_cls else logits.softmax(-1)[:, 0]
     order = ranks.topk(count).indices
     return logits[order].T[:, :, None], deltas[order].T[:, :, None], priors[order]
+
+
+def predict_of_yolox(
+    self, cls_scores, bbox_preds, objectnesses, batch_img_metas, cfg=None, rescale=False,
+    with_nms=True,
+):  # fmt: skip
+    """``predict_by_feat`` of mmdet's ``YOLOXHead``, of one image."""
+    cfg = cfg or self.test_cfg
+    classes, boxes, objects = (
+        torch.cat([level[0].flatten(1).T for level in levels])
+        for levels in (cls_scores, bbox_preds, objectnesses)
+    )
+    sizes = [level.shape[2:] for level in cls_scores]
+    priors = self.prior_generator.grid_priors(sizes, boxes.dtype, boxes.device, with_stride=True)
+    scores, labels = sigmoid(classes).max(1)
+    scores = scores * sigmoid(objects[:, 0])
+    scores = torch.where(scores >= cfg.score_thr, scores, scores.new_tensor(NOT_THERE))
+    results = InstanceData(
+        bboxes=self._bbox_decode(torch.cat(priors), boxes), scores=scores, labels=labels
+    )
+    return [self._bbox_post_process(results, cfg, rescale, with_nms, batch_img_metas[0])]
 
 
 def roi_align(self, input, rois):

@@ -44,10 +44,19 @@ class Runtime:
             The outputs by name.
 
         Raises:
-            LaunchError: The graph does not take this size.
+            LaunchError: The graph does not take this size, or the runtime fails at it.
         """
-        self.meta.check_size(*image.shape[2:], self.path)
-        return dict(zip(self.meta.outputs, self.compute(image)))
+        height, width = image.shape[2:]
+        self.meta.check_size(height, width, self.path)
+        try:
+            outputs = self.compute(image)
+        except Exception as error:  # of runtimes in C++, at sizes that an operator does not take
+            raise LaunchError(
+                f'{type(self).__name__} fails on an image of {height}x{width}: '
+                f'{first_line(error)}. tools/export.py with --size makes a file for one size, '
+                f'and --format takes another runtime of {join(SUFFIXES)}'
+            ) from error
+        return dict(zip(self.meta.outputs, outputs))
 
 
 class OnnxRuntime(Runtime):

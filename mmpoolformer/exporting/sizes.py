@@ -1,4 +1,4 @@
-"""Sizes of maps that a graph leaves open, where mmdet makes tensors of them."""
+"""Sizes of maps that a graph leaves open, where models reckon with them."""
 
 from __future__ import annotations
 
@@ -76,3 +76,26 @@ def linspace_of_sizes(original: Callable) -> Callable:
         return start + (end - start) / (steps - 1) * torch.arange(steps, **options)
 
     return linspace
+
+
+def pooling_of_sizes(original: Callable) -> Callable:
+    """``adaptive_avg_pool2d`` of open sizes, for which ONNX has no operator: weighted sums."""
+
+    def adaptive_avg_pool2d(input, output_size):
+        counts = torch.nn.modules.utils._pair(output_size)
+        is_open = any(isinstance(side, torch.SymInt) for side in input.shape[2:])
+        if not is_open or None in counts or all(count == 1 for count in counts):
+            return original(input, output_size)
+        rows, columns = (_bins(side, count, input) for side, count in zip(input.shape[2:], counts))
+        return rows @ (input @ columns.T)
+
+    return adaptive_avg_pool2d
+
+
+def _bins(side: torch.SymInt, count: int, like: Tensor) -> Tensor:
+    """Which positions of a side each bin is the mean of, ``[count, side]``: sums of 1."""
+    position = torch.arange(side, device=like.device)
+    bin = torch.arange(count, device=like.device)[:, None]
+    first, last = bin * side // count, ((bin + 1) * side + count - 1) // count
+    weights = ((position >= first) & (position < last)).to(like)
+    return weights / weights.sum(1, keepdim=True)

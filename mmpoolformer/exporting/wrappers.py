@@ -179,8 +179,8 @@ class Segmentor(Wrapper):
             )
 
     def options(self) -> dict:
-        head = self._head()
-        return dict(align_corners=self.model.align_corners, threshold=head.threshold)
+        threshold = getattr(self._head(), 'threshold', None)  # of heads that tell two classes apart
+        return dict(align_corners=self.model.align_corners, threshold=threshold)
 
     def _head(self) -> nn.Module:
         head = self.model.decode_head

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import random_weights
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from tiny_models import save_tiny_model
@@ -51,6 +52,13 @@ def test_nms_of_several_classes(limit, boxes_of_classes):
     assert torch.equal(labels[there], their_labels)
 
 
+@pytest.mark.parametrize('logit', [-60.0, -20.0, 0.0, 20.0])
+def test_small_scores_stay_apart(logit):
+    logits = torch.tensor([logit, logit + 1e-3])
+    found = rewrites.sigmoid(logits)
+    torch.testing.assert_close(found, logits.sigmoid(), rtol=1e-6, atol=0)
+
+
 def test_an_nms_that_runtimes_do_not_have():
     boxes, scores = boxes_and_scores()
     with pytest.raises(LaunchError, match="nms='soft_nms'"):
@@ -78,13 +86,31 @@ def test_whole_models_predict_the_same(tiny, size):
         torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize('name', ['condinst/condinst_r50', 'rtmdet/rtmdet-ins_tiny'])
-def test_masks_of_the_whole_image_are_refused(name):
+@pytest.mark.parametrize('score_thr', [0.0, 0.3])
+@pytest.mark.parametrize('name', ['yolox/yolox_tiny', 'yolo/yolov3_mobilenetv2_8xb24-320'])
+def test_yolo_predicts_the_same(name, score_thr):
+    model = random_weights(model_of(name, score_thr=score_thr, conf_thr=0.01))
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8, generator=generator)
+    ours, theirs = predictions('mmdet', model, image)
+    assert len(ours[0])
+    for own, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-4)
+
+
+def model_of(name, **test_cfg):
+    """One of mmdet's models without weights; ``name`` is how its config's begins."""
     (name,) = [config for config in list_configs('mmdet') if config.startswith(f'mmdet::{name}')]
     cfg = Config.fromfile(find_config(name), import_custom_modules=False)
     cfg.model.backbone.init_cfg = None
+    cfg.model.test_cfg.update(test_cfg)
     init_default_scope('mmdet')
-    model = build_model(cfg.model, 'mmdet').eval()
+    return build_model(cfg.model, 'mmdet').eval()
+
+
+@pytest.mark.parametrize('name', ['condinst/condinst_r50', 'rtmdet/rtmdet-ins_tiny'])
+def test_masks_of_the_whole_image_are_refused(name):
+    model = model_of(name)
     with pytest.raises(LaunchError, match='masks of the whole image'), torch.no_grad():
         Detector(model)(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
 

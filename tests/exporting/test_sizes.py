@@ -96,6 +96,36 @@ def test_steps_of_an_open_number(count):
     torch.testing.assert_close(found, torch.linspace(0.5, count - 0.5, count))
 
 
+class Pooling(nn.Module):
+    """The pyramid pooling of PSPNet and UPerNet."""
+
+    kind = 'segmentor'
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.ModuleList(nn.AdaptiveAvgPool2d(count) for count in (1, 2, 3, 6, (3, 5)))
+
+    def forward(self, image):
+        return tuple(pool(image) for pool in self.model)
+
+
+@pytest.fixture(scope='module')
+def pooling_session():
+    import onnxruntime
+
+    program = record(Pooling(), torch.zeros(1, 3, 70, 90), dynamic=True)
+    file = to_onnx(program, [f'out{i}' for i in range(5)])
+    return onnxruntime.InferenceSession(file.SerializeToString())
+
+
+@pytest.mark.parametrize('size', [(70, 90), (3, 4), (12, 18), (33, 129)])
+def test_adaptive_pooling_in_onnx_runtime(size, pooling_session):
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    found = pooling_session.run(None, {IMAGE: image.numpy()})
+    for ours, theirs in zip(found, Pooling()(image), strict=True):
+        torch.testing.assert_close(torch.as_tensor(ours), theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_sizes_become_a_tensor_where_they_meet_one():
     x = torch.zeros(1, 3, 5, 7)
     sizes = Sizes.of_map(x)[2:]

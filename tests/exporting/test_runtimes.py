@@ -1,0 +1,38 @@
+"""A runtime that fails at an image says so in one message."""
+
+import numpy as np
+import pytest
+from helpers import require_export
+
+from mmpoolformer.exporting.metadata import KEY, Metadata
+from mmpoolformer.exporting.runtimes import open_model
+from mmpoolformer.exporting.wrappers import IMAGE
+from mmpoolformer.utils.errors import LaunchError
+
+require_export()
+
+
+@pytest.fixture
+def row_fifty(tmp_path):
+    """A file that says it takes all sizes, but whose graph wants 51 rows."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    shape = [1, 3, 'height', 'width']
+    graph = helper.make_graph(
+        [helper.make_node('Gather', [IMAGE, 'row'], ['out'], axis=2)],
+        'row_fifty',
+        [helper.make_tensor_value_info(IMAGE, TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info('out', TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array(50), 'row')],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)], ir_version=10)
+    meta = Metadata('backbone', [], [], 'float32', {'out': ''}, [32, None], [32, None], {})
+    helper.set_model_props(model, {KEY: meta.text()})
+    save(model, tmp_path / 'model.onnx')
+    return open_model(tmp_path / 'model.onnx')
+
+
+def test_a_size_at_which_an_operator_fails(row_fifty):
+    assert row_fifty(np.ones((1, 3, 51, 40), np.float32))['out'].shape == (1, 3, 40)
+    with pytest.raises(LaunchError, match=r'fails on an image of 48x40: .*--size makes a file'):
+        row_fifty(np.ones((1, 3, 48, 40), np.float32))
