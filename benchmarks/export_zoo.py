@@ -170,7 +170,8 @@ def reason_of(row):
     """Why it did not go further, in one line."""
     reasons = list((row.get('reasons') or {}).values())
     reason = row.get('skipped') or row.get('error') or (reasons[0] if reasons else '')
-    return re.sub(rf'{tempfile.gettempdir()}/\w+/', '', reason)
+    without_remedies = re.sub(r'[.:] -.*', '', reason)
+    return re.sub(rf'{tempfile.gettempdir()}/\w+/', '', without_remedies)
 
 
 def report(rows, methods, versions, seconds):

@@ -20,7 +20,7 @@ from ..deploy import switch_to_deploy
 from ..exporting import comparing, formats, quantising
 from ..exporting.extras import require, require_exporter
 from ..exporting.graphs import EXAMPLE, record, sides
-from ..exporting.metadata import BACKBONE, RAW, SUFFIXES, Metadata, model_of
+from ..exporting.metadata import BACKBONE, DETECTOR, RAW, SUFFIXES, Metadata, model_of
 from ..exporting.runtimes import OpenVino, Runtime, open_model
 from ..exporting.samples import ExportedModel
 from ..exporting.wrappers import Backbone, Detector, Raw, Segmentor, Wrapper
@@ -112,6 +112,12 @@ def export(
             formats.write(program, list(meta.outputs), partial, format, meta)
         runtime = open_model(partial, allow_pickle=True)
         found, count = _compare(runtime, reference, config, part, check, check_sizes)
+        if meta.kind == DETECTOR and 'boxes' not in dict(found):
+            print(
+                f'warning: the model finds nothing on the {count} images, so they compare '
+                'nothing: --check takes more, and model.test_cfg.score_thr may be too high',
+                file=sys.stderr,
+            )
         if not int8:  # which was judged by its metric
             _accept(found, count, tolerance, format)
     return Report(path, meta, found, count, metrics)

@@ -44,11 +44,28 @@ def record(wrapper: nn.Module, example: Tensor, dynamic: bool) -> torch.export.E
         except LaunchError:
             raise
         except Exception as error:  # whatever the models of other people raise
-            remedy = '' if wrapper.kind in (RAW, BACKBONE) else f'. {OFFER_RAW}'
+            remedies = list(_remedies(error, wrapper, dynamic))
             raise LaunchError(
-                f'{type(wrapper.model).__name__} cannot be recorded as one graph: '
-                f'{_operator_of_mmcv(error) or reason(error)}{remedy}'
+                '. '.join(
+                    [
+                        f'{type(wrapper.model).__name__} cannot be recorded as one graph: '
+                        f'{_operator_of_mmcv(error) or reason(error)}',
+                        *remedies,
+                    ]
+                )
             ) from error
+
+
+def _remedies(error: Exception, wrapper: nn.Module, dynamic: bool) -> Iterator[str]:
+    if dynamic and 'Sizes of tensors must match' in reason(error):  # of a neck that joins levels
+        yield (
+            '--cfg-options model.data_preprocessor.pad_size_divisor=32 makes sides multiples of '
+            'the strides'
+        )
+    if dynamic:
+        yield '--size may make a file, for one size'
+    if wrapper.kind not in (RAW, BACKBONE):
+        yield OFFER_RAW
 
 
 def _operator_of_mmcv(error: Exception) -> str:

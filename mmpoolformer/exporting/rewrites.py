@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from mmengine.structures import InstanceData, base_data_element
+from mmengine.structures import base_data_element
 from torch import Tensor
 
 from ..utils.errors import LaunchError
@@ -238,10 +238,9 @@ def predict_of_yolox(
     scores, labels = sigmoid(classes).max(1)
     scores = scores * sigmoid(objects[:, 0])
     scores = torch.where(scores >= cfg.score_thr, scores, scores.new_tensor(NOT_THERE))
-    results = InstanceData(
-        bboxes=self._bbox_decode(torch.cat(priors), boxes), scores=scores, labels=labels
-    )
-    return [self._bbox_post_process(results, cfg, rescale, with_nms, batch_img_metas[0])]
+    boxes = self._bbox_decode(torch.cat(priors), boxes)
+    found, kept = batched_nms(boxes, scores, labels, cfg.nms)
+    return [SimpleNamespace(bboxes=boxes[kept], scores=found[:, -1], labels=labels[kept])]
 
 
 def roi_align(self, input, rois):

@@ -111,3 +111,22 @@ def test_a_graph_whose_conditions_are_unknown_is_refused(monkeypatch):
     monkeypatch.setattr('torch.export._unlift._ok_to_generate_guards_fn', lambda: False)
     with pytest.raises(LaunchError, match='export with --size'):
         sides(recorded())
+
+
+class Pyramid(nn.Module):
+    """A neck that joins a level with the next one, which takes multiples of 4 only."""
+
+    kind = 'detector'
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Upsample(scale_factor=2)
+
+    def forward(self, image):
+        fine, coarse = (nn.functional.avg_pool2d(image, stride) for stride in (2, 4))
+        return torch.cat([fine, self.model(coarse)], 1)
+
+
+def test_sides_that_levels_cannot_be_joined_at():
+    with pytest.raises(LaunchError, match=r'pad_size_divisor=32 .*--size .*--raw exports'):
+        record(Pyramid(), torch.zeros(1, 3, 31, 46), dynamic=True)

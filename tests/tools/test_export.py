@@ -119,6 +119,12 @@ def test_a_difference_beyond_the_tolerance_writes_nothing(segmentor, tmp_path, c
     assert not list(tmp_path.iterdir())
 
 
+def test_a_comparison_of_nothing_is_said_to_be_one(detector, tmp_path, capsys):
+    options = '--size', 64, 64, '--check', 1, '--cfg-options', 'model.test_cfg.score_thr=0.9999'
+    run_tool('export', *detector, '-o', tmp_path / 'model.onnx', *options)
+    assert 'the model finds nothing on the 1 images' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ('option', 'more', 'words'),
     [
