@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # Which files of a part are changed, and the tests that are its specification.
 PARTS = {
-    'archs': (['archs.py'], ['test_archs.py']),
+    'archs': (['archs.py'], ['test_archs.py', 'adapt/test_swap.py']),
     'ops': (['ops/*.py'], ['ops', 'models/test_fused.py', 'models/test_backbone.py']),
     'checkpoints': (['checkpoints/*'], ['checkpoints']),
     'swap': (['adapt/swap/*', 'adapt/edit.py'], ['adapt', 'tools/test_swap_backbone.py']),
@@ -35,6 +35,8 @@ COPIED = [
     *('CHANGELOG.md', 'MANIFEST.in', 'README.md', 'README_zh-CN.md'),
     *('mkdocs.yml', 'model-index.yml', 'setup.py'),
 ]
+# Imported once for all faults. Not the package: a fault may be in what its import computes.
+PRELOADED = ['torch', 'mmdet.models', 'mmdet.datasets', 'mmseg.models', 'mmseg.datasets']
 # Words of messages may change.
 LEFT_ALONE = [r'raise \w+', r'warn\(', 'logger', 'print']
 KILLED, SURVIVED = 'killed', 'survived'
@@ -90,9 +92,12 @@ def make_copy(copy: Path, files: list[str], tests: list[str]):
         'also_copy': COPIED,
         'do_not_mutate_patterns': LEFT_ALONE,
         'process_isolation': 'forkserver',
+        'forkserver_warmup': 'import',
+        'preload_modules_file': 'preloaded.txt',
         'pytest_add_cli_args': ['-p', 'no:cacheprovider'],
         'pytest_add_cli_args_test_selection': [f'tests/{name}' for name in tests],
     }
+    (partial / 'preloaded.txt').write_text('\n'.join(PRELOADED))
     with (partial / 'pyproject.toml').open('a') as file:
         file.write('\n[tool.mutmut]\n')
         file.writelines(f'{key} = {json.dumps(value)}\n' for key, value in options.items())
