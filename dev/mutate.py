@@ -2,6 +2,7 @@
 
 mutmut makes the faults and runs the tests that reach each: `pip install mutmut==3.8.1` first.
 It works in a copy of the last commit. Of a part with thousands of faults a sample says the share.
+Faults in what an import computes survive always: the package is imported once for all of them.
 
     python dev/mutate.py checkpoints --sample 100
 """
@@ -35,8 +36,6 @@ COPIED = [
     *('CHANGELOG.md', 'MANIFEST.in', 'README.md', 'README_zh-CN.md'),
     *('mkdocs.yml', 'model-index.yml', 'setup.py'),
 ]
-# Imported once for all faults. Not the package: a fault may be in what its import computes.
-PRELOADED = ['torch', 'mmdet.models', 'mmdet.datasets', 'mmseg.models', 'mmseg.datasets']
 # Words of messages may change.
 LEFT_ALONE = [r'raise \w+', r'warn\(', 'logger', 'print']
 KILLED, SURVIVED = 'killed', 'survived'
@@ -92,12 +91,9 @@ def make_copy(copy: Path, files: list[str], tests: list[str]):
         'also_copy': COPIED,
         'do_not_mutate_patterns': LEFT_ALONE,
         'process_isolation': 'forkserver',
-        'forkserver_warmup': 'import',
-        'preload_modules_file': 'preloaded.txt',
         'pytest_add_cli_args': ['-p', 'no:cacheprovider'],
         'pytest_add_cli_args_test_selection': [f'tests/{name}' for name in tests],
     }
-    (partial / 'preloaded.txt').write_text('\n'.join(PRELOADED))
     with (partial / 'pyproject.toml').open('a') as file:
         file.write('\n[tool.mutmut]\n')
         file.writelines(f'{key} = {json.dumps(value)}\n' for key, value in options.items())

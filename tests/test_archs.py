@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from mmpoolformer import ARCHS, METAFORMERS, Arch, MetaFormer
-from mmpoolformer.archs import FIELDS, resolve_arch
+from mmpoolformer.archs import FIELDS, official_weights, resolve_arch
 
+SAIL = 'https://github.com/sail-sg/poolformer/releases/download/v1.0'
+SAIL_DL = 'https://huggingface.co/sail/dl/resolve/main'
 TINY = dict(layers=(1, 1, 1, 1), embed_dims=(32, 32, 64, 64))
 
 
@@ -97,3 +99,18 @@ def test_each_field_works_by_itself(fields, present, absent):
 def test_eps_of_blocks_and_outputs():
     model = MetaFormer(dict(TINY, norm_eps=1e-3, out_norm_eps=1e-4))
     assert model.blocks[0].norm2.eps == 1e-3 and model.out_norm(3).eps == 1e-4
+
+
+@pytest.mark.parametrize(
+    ('name', 'variant', 'url'),
+    [
+        ('s12', '', f'{SAIL}/poolformer_s12.pth.tar'),
+        ('poolformer_m48', '', f'{SAIL}/poolformer_m48.pth.tar'),
+        ('metaformer_id_s12', '', f'{SAIL}/metaformer_id_s12.pth.tar'),
+        ('metaformer_ppaa_s12', '', f'{SAIL}/metaformer_ppaa_s12_224.pth.tar'),
+        ('identityformer_s12', '', f'{SAIL_DL}/identityformer/identityformer_s12.pth'),
+        ('caformer_s18', '384_in21ft1k', f'{SAIL_DL}/caformer/caformer_s18_384_in21ft1k.pth'),
+    ],
+)
+def test_published_weights_have_the_names_of_the_official_repositories(name, variant, url):
+    assert official_weights(name, variant) == url
