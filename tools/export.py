@@ -11,8 +11,7 @@ from mmengine.config import DictAction
 from mmpoolformer.engine.export import METRICS, export
 from mmpoolformer.engine.launch import CONFIG_HELP, LaunchError, load_config, run
 from mmpoolformer.exporting.comparing import TOLERANCE, describe
-from mmpoolformer.exporting.formats import files_of
-from mmpoolformer.exporting.metadata import BACKBONE, RAW, SUFFIXES
+from mmpoolformer.exporting.metadata import BACKBONE, RAW, SUFFIXES, files_of
 
 
 def parse_args():
@@ -41,7 +40,7 @@ def parse_args():
         help='quantise (OpenVINO); parts that cost too much accuracy stay in float',
     )
     parser.add_argument(
-        '--calibrate', type=int, default=64, metavar='N', help='training images for --int8 (64)'
+        '--calibrate', type=int, metavar='N', help='training images for --int8 (64)'
     )
     parser.add_argument(
         '--check', type=int, default=8, metavar='N', help='images to compare with PyTorch on (8)'
@@ -72,6 +71,8 @@ def parse_args():
 
 def main():
     args = parse_args()
+    if args.calibrate is not None and not args.int8:
+        raise LaunchError('--calibrate is for --int8: give both, or none')
     report = export(
         load_config(args),
         args.checkpoint,
@@ -80,7 +81,7 @@ def main():
         size=args.size,
         part=RAW if args.raw else BACKBONE if args.backbone_only else 'whole',
         int8=args.int8,
-        calibrate=args.calibrate,
+        calibrate=64 if args.calibrate is None else args.calibrate,
         check=args.check,
         check_sizes=args.check_sizes,
         tolerance=args.tolerance,
@@ -89,8 +90,10 @@ def main():
 
 
 def size_of(text):
-    height, width = map(int, text.split('x'))
-    return height, width
+    height, _, width = text.partition('x')
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f'{text!r}: give height and width as 320x480')
+    return int(height), int(width)
 
 
 def format_of(path):

@@ -18,6 +18,7 @@ from mmengine.registry import DATASETS
 
 from ..archs import is_integer
 from ..utils.config_tree import type_of, walk
+from ..utils.errors import some
 from .images import SUFFIXES
 from .label_maps import LOSSY, LOSSY_REMEDY, is_jpeg, labels_in
 from .problems import ERROR, WARNING, Problem
@@ -92,7 +93,7 @@ def _check_alike(model: dict, found: list[tuple[str, tuple[str, ...]]]) -> Itera
     first, expected = found[splits.index(split)]
     for place, classes in found:
         if classes != expected:
-            detail = f'{place} has {_some(classes)}; {first} has {_some(expected)}. {REMEDY}'
+            detail = f'{place} has {some(classes)}; {first} has {some(expected)}. {REMEDY}'
             key = place.replace('.', '_dataloader.', 1) if '.' in place else f'{place}_dataloader'
             yield Problem(ERROR, 'data sets of different classes', key, detail)
     yield from check_counts(model, expected, split)
@@ -109,7 +110,7 @@ def _check_metainfo(node: dict, where: str) -> Iterator[Problem]:
         yield Problem(ERROR, 'classes that are no list', f'{where}.metainfo', detail)
     if isinstance(classes, (list, tuple)) and not all(isinstance(n, str) for n in classes):
         texts = tuple(map(str, classes))
-        detail = f'classes={_some(classes)} are no texts: write {texts[:6]!r}'
+        detail = f'classes={some(classes)} are no texts: write {texts[:6]!r}'
         yield Problem(ERROR, 'classes that are no names', f'{where}.metainfo', detail)
 
 
@@ -159,13 +160,13 @@ def check_categories(path: Path, classes: tuple[str, ...]) -> Iterator[Problem]:
     kept = tuple(name for name in names if name in classes)
     if missing:
         detail = (
-            f'the config has {_some(missing)}, which is not among its {len(names)} categories: '
-            f'{_some(names)}. Set metainfo=dict(classes=…) to them. {REMEDY}'
+            f'the config has {some(missing)}, which is not among its {len(names)} categories: '
+            f'{some(names)}. Set metainfo=dict(classes=…) to them. {REMEDY}'
         )
         yield Problem(ERROR, 'classes of the config', str(path), detail)
     elif kept != classes:
         detail = (
-            f'the file has {_some(kept)}, the config {_some(classes)}: mmdet takes labels in the '
+            f'the file has {some(kept)}, the config {some(classes)}: mmdet takes labels in the '
             'order of the file, so each class would be trained as another. Write metainfo classes '
             "in the file's order, in every data set alike"
         )
@@ -280,7 +281,7 @@ def check_counts(model: dict, classes: tuple[str, ...], split: str) -> Iterator[
         return
     counts = ', '.join(f'{count.key}={count.value}' for count in wrong)
     detail = (
-        f'{counts}, but the {split} data set has {len(classes)} classes: {_some(classes)}. {REMEDY}'
+        f'{counts}, but the {split} data set has {len(classes)} classes: {some(classes)}. {REMEDY}'
     )
     yield Problem(ERROR, 'heads for another number of classes', wrong[0].key, detail)
 
@@ -297,9 +298,3 @@ def is_class_agnostic(model: dict) -> bool:
     return 'RPN' in kinds or bool(
         keys & {'tracker', 'language_model', 'text_encoder', THINGS, STUFF}
     )
-
-
-def _some(names) -> str:
-    names = list(names)
-    shown = ', '.join(map(str, names[:6]))
-    return shown + (f', … ({len(names)} in all)' if len(names) > 6 else '')

@@ -18,25 +18,25 @@ from torch import Tensor, nn
 
 from ..deploy import switch_to_deploy
 from ..exporting import comparing, formats, quantising
-from ..exporting.extras import require, require_exporter
 from ..exporting.graphs import EXAMPLE, record, sides
-from ..exporting.metadata import BACKBONE, DETECTOR, RAW, SUFFIXES, Metadata, model_of
+from ..exporting.metadata import (
+    BACKBONE,
+    DETECTOR,
+    RAW,
+    Metadata,
+    model_of,
+)
 from ..exporting.runtimes import OpenVino, Runtime, open_model
 from ..exporting.samples import ExportedModel
-from ..exporting.wrappers import Backbone, Detector, Raw, Segmentor, Wrapper
+from ..exporting.wrappers import WHOLE, Backbone, Raw, Wrapper
 from ..registry import build_model
-from ..utils.config_tree import unsync_batch_norms, walk
-from ..utils.errors import LaunchError, join, one_line
+from ..utils.config_tree import type_of, unsync_batch_norms
+from ..utils.errors import LaunchError, join, one_line, printable
 from ..utils.progress import track
-from .checks import check_checkpoints, check_data, check_work_dir
+from . import export_request
+from .checks import check_checkpoints, check_data
 from .inference import dataset_meta, misfit
 
-PACKAGES = {
-    'onnx': ['onnx', 'onnxscript', 'onnxruntime'],
-    'openvino': ['onnx', 'onnxscript', 'openvino'],
-    'torch-export': [],
-}
-WHOLE = {'mmdet': Detector, 'mmseg': Segmentor}
 # The metrics by which int8 is judged, in 0–1 or per cent, with the most of each that may be lost.
 METRICS = {'coco/bbox_mAP': 1.0, 'coco/segm_mAP': 1.0, 'mIoU': 100.0}
 MOST_LOST = {'coco/bbox_mAP': 0.010, 'coco/segm_mAP': 0.010, 'mIoU': 0.005}
@@ -92,14 +92,16 @@ def export(
         LaunchError: What a user can mend, or too large a difference; nothing is written then.
     """
     path = Path(out)
-    _check_sizes(check_sizes, size)
-    _check_request(config, path, format, part, int8, calibrate, check)
+    export_request.check_sizes(check_sizes, size)
+    export_request.check_place(path, checkpoint)
+    export_request.check_request(config, path, format, part, int8, calibrate, check)
     init_default_scope(config.default_scope)
     model, labels = _load(config, checkpoint)
     reference = copy.deepcopy(model)
     switch_to_deploy(model)
     wrapper = _wrap(model, config.default_scope, part)
     example = _example(wrapper, size or EXAMPLE)
+    print(f'recording {type(model).__name__} as a graph, a minute or so', file=sys.stderr)
     program = record(wrapper, example, dynamic=size is None)
     meta = _metadata(wrapper, program, example, labels, config)
     metrics: dict = {}
@@ -125,9 +127,21 @@ def export(
 
 def _metadata(wrapper, program, example, labels, cfg: Config) -> Metadata:
     heights, widths = sides(program)
-    described = wrapper.input, wrapper.describe(example)
+    described = f'{wrapper.input}{_resizing(cfg)}', wrapper.describe(example)
     model = model_of(cfg)
     return Metadata(wrapper.kind, *labels, *described, heights, widths, model, wrapper.options())
+
+
+def _resizing(cfg: Config) -> str:
+    """How the test pipeline resizes images, which is done before a file is asked."""
+    pipeline = ((cfg.get('test_dataloader') or {}).get('dataset') or {}).get('pipeline') or []
+    steps = [step for step in pipeline if 'Resize' in str(type_of(step))]
+    options = ({key: step[key] for key in step if key != 'type'} for step in steps)
+    words = (
+        f'{type_of(step)}({", ".join(f"{key}={value!r}" for key, value in each.items())})'
+        for step, each in zip(steps, options)
+    )
+    return f': {printable(join(words))}' if steps else ''
 
 
 def _accept(found: list, count: int, tolerance: float, form: str) -> None:
@@ -136,54 +150,6 @@ def _accept(found: list, count: int, tolerance: float, form: str) -> None:
             f'{form} differs from PyTorch on {count} images by {comparing.describe(found)}, of '
             f'which {tolerance} is accepted: nothing was written. --tolerance accepts more'
         )
-
-
-def _check_request(cfg, path, form, part, int8, calibrate, check) -> None:
-    """Refuse what cannot be done, before anything takes time."""
-    require_exporter()
-    if form not in SUFFIXES:
-        raise LaunchError(f'--format {form}: there are {join(SUFFIXES)}')
-    if path.suffix != SUFFIXES[form]:
-        raise LaunchError(f'-o {path}: a file of {form} ends in {SUFFIXES[form]}')
-    if check < 1:
-        raise LaunchError(f'--check {check}: at least 1 image, or nobody knows what the file does')
-    for package in PACKAGES[form]:
-        require(package)
-    if int8:
-        if form != 'openvino' or part != 'whole':
-            raise LaunchError('--int8 takes a whole model and --format openvino')
-        require('nncf')
-        quantising.check_count(calibrate)
-        for phase in ('train', 'test'):
-            check_data(cfg, phase)
-    _check_order(cfg, part)
-    if part == 'whole' and cfg.default_scope not in WHOLE:
-        raise LaunchError(f'default_scope={cfg.default_scope!r}: {join(WHOLE)} have whole models')
-    check_work_dir(path.parent)
-
-
-def _check_order(cfg: Config, part: str) -> None:
-    """Refuse images whose order of colours the comparison with PyTorch would not notice."""
-    for at, node in walk(cfg.get('test_dataloader') or {}, ('test_dataloader',)):
-        if node.get('imdecode_backend') == 'tifffile':
-            raise LaunchError(
-                f"{'.'.join(map(str, at))}.imdecode_backend='tifffile' loads RGB, and a file is "
-                "made for loaders of BGR: train with 'cv2' or 'pillow' to export"
-            )
-    if part == RAW and (cfg.model.get('data_preprocessor') or {}).get('rgb_to_bgr'):
-        raise LaunchError('--raw takes no model with data_preprocessor.rgb_to_bgr=True')
-
-
-def _check_sizes(sizes: Sequence[tuple[int, int]], only: tuple[int, int] | None) -> None:
-    others = [size for size in sizes if only and tuple(size) != tuple(only)]
-    if others:
-        raise LaunchError(
-            f'--check-sizes {_by(others[0])}: with --size the file takes {_by(only)} alone'
-        )
-
-
-def _by(size: tuple[int, int]) -> str:
-    return 'x'.join(map(str, size))
 
 
 def _load(cfg: Config, checkpoint: str) -> tuple[nn.Module, tuple[list, list]]:
@@ -235,14 +201,12 @@ def _compare(
     """The largest differences on images of the test set and on made ones."""
     found, images = [], 0
     wrapper = _wrap(reference, cfg.default_scope, part)
-    rgb = _pipeline_is_rgb(cfg)
-    ours = ExportedModel.of(runtime, rgb) if runtime.meta.kind not in (RAW, BACKBONE) else None
+    ours = ExportedModel.of(runtime) if runtime.meta.kind not in (RAW, BACKBONE) else None
     samples = chain(_samples(cfg, runtime.meta, count), _made(cfg, sizes))
     for data in track(samples, count + len(sizes), 'compared with PyTorch'):
         images += 1
         if ours is None:
-            pixels = data['inputs'] if rgb else data['inputs'].flip(0)
-            image = pixels[None].contiguous()
+            image = data['inputs'].flip(0)[None].contiguous()
             image = image if runtime.meta.kind == RAW else image.float() / 58 - 2
             with torch.no_grad():
                 theirs = wrapper(image)
@@ -263,8 +227,8 @@ def _samples(cfg: Config, meta: Metadata, count: int) -> Iterator[dict]:
     """Samples of the test set; of open sizes, every other one cut to odd sides."""
     try:
         check_data(cfg, 'test')
-    except LaunchError:
-        print('the test set is not there: compared on made images', file=sys.stderr)
+    except LaunchError as error:
+        print(f'compared on made images, as the test set is not usable: {error}', file=sys.stderr)
         size = EXAMPLE if meta.heights[0] != meta.heights[1] else (meta.heights[0], meta.widths[0])
         samples: Iterator = _made(cfg, [size] * count)
     else:
@@ -315,11 +279,6 @@ def _with_image(data: dict, image: Tensor) -> dict:
     return dict(inputs=image, data_samples=sample)
 
 
-def _pipeline_is_rgb(cfg: Config) -> bool:
-    """Whether the pipelines pass on RGB, which the model then turns around."""
-    return bool((cfg.model.get('data_preprocessor') or {}).get('rgb_to_bgr'))
-
-
 # int8.
 
 
@@ -354,10 +313,9 @@ def _calibration(cfg: Config, count: int) -> list:
     dataset = DATASETS.build(training)
     quantising.check_count(min(count, len(dataset)))
     step = max(len(dataset) // count, 1)
-    rgb = _pipeline_is_rgb(cfg)
     chosen = list(range(0, len(dataset), step))[:count]
     images = (dataset[i]['inputs'] for i in track(chosen, len(chosen), 'calibration images'))
-    return [(image if rgb else image.flip(0))[None].contiguous().numpy() for image in images]
+    return [image.flip(0)[None].contiguous().numpy() for image in images]
 
 
 def _measure(model, cfg: Config, meta: Metadata) -> dict[str, float]:
@@ -365,7 +323,7 @@ def _measure(model, cfg: Config, meta: Metadata) -> dict[str, float]:
     runtime = OpenVino.__new__(OpenVino)
     runtime.path, runtime.threads, runtime.meta = Path('model'), 0, meta
     runtime.compile(model)
-    ours = ExportedModel.of(runtime, _pipeline_is_rgb(cfg))
+    ours = ExportedModel.of(runtime)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     evaluator = Evaluator(cfg.val_evaluator)
     evaluator.dataset_meta = dataset.metainfo

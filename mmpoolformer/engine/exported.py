@@ -8,7 +8,7 @@ from mmengine.config import Config
 
 from ..exporting import ExportedModel, is_model_file, open_model
 from ..utils.config_tree import type_of
-from ..utils.errors import LaunchError, join
+from ..utils.errors import LaunchError, some
 
 __all__ = ['is_model_file', 'load_model_file', 'prepare_config']
 # Options that change a PyTorch model, which is not in such a file any more.
@@ -44,9 +44,8 @@ def load_model_file(
     meta = runtime.meta
     if classes and list(classes) != meta.classes:
         raise LaunchError(
-            f'{args.checkpoint} has the classes {join(meta.classes[:8])}, and the test set of the '
-            f'config has {join(list(classes)[:8])}: give the config that it was exported from'
+            f'{args.checkpoint} has the classes {some(meta.classes)}, and the test set of the '
+            f'config has {some(classes)}: give the config that it was exported from'
         )
     meta.check_config(cfg, runtime.path)
-    preprocessor = cfg.model.get('data_preprocessor') or {}
-    return ExportedModel.of(runtime, rgb=bool(preprocessor.get('rgb_to_bgr')))
+    return ExportedModel.of(runtime)

@@ -18,19 +18,17 @@ from mmengine.registry import DATASETS
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import nn
 
-from ..archs import is_integer
 from ..datasets.fit import name_counts
 from ..deploy import compile_for_inference, switch_to_deploy
-from ..utils.errors import LaunchError, join, one_line
+from ..utils.errors import LaunchError, join, one_line, some
 from ..utils.memory import reuse_freed_memory
+from ..utils.names import are_class_names, are_colours
 from .checks import check_checkpoints, nearest
 from .exported import is_model_file, load_model_file
 from .launch import CONFIG_HELP, load_config, require
 
 VISUALIZERS = {'mmdet': 'DetLocalVisualizer', 'mmseg': 'SegLocalVisualizer'}
 LONGEST_MESSAGE = 2000
-MANY_NAMES = 8
-LONGEST_CLASS = 200  # characters of a name
 
 
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
@@ -212,13 +210,13 @@ def dataset_meta(cfg: Config, checkpoint: dict) -> dict:
     for key, count in name_counts(cfg.model):
         if count != len(classes):
             raise LaunchError(
-                f'{who} has {len(classes)} classes ({_some(classes)}), but the config says '
+                f'{who} has {len(classes)} classes ({some(classes)}), but the config says '
                 f'{key}={count}: give the config that {cfg.load_from} was trained with'
             )
     if ours.get('classes') and list(ours['classes']) != classes:
         raise LaunchError(
-            f'{cfg.load_from} has the classes {_some(classes)}, and the test set of the config has '
-            f'{_some(ours["classes"])}: give the config that it was trained with'
+            f'{cfg.load_from} has the classes {some(classes)}, and the test set of the config has '
+            f'{some(ours["classes"])}: give the config that it was trained with'
         )
     colours = meta.get('palette') or ours.get('palette')
     if not isinstance(colours, (list, tuple)) or len(colours) != len(classes):
@@ -240,25 +238,9 @@ def _meta_of_checkpoint(checkpoint: dict) -> dict:
     else:
         found = dict(classes=meta.get('CLASSES'), palette=meta.get('PALETTE'))  # mmdet 2, mmseg 0
     classes, palette = found.get('classes'), found.get('palette')
-    if classes is not None and not _are_class_names(classes):
+    if classes is not None and not are_class_names(classes):
         raise LaunchError('the classes that the checkpoint names are no printable names')
-    return dict(classes=classes, palette=palette if _are_colours(palette) else None)
-
-
-def _are_class_names(classes: object) -> bool:
-    return isinstance(classes, (list, tuple)) and all(
-        isinstance(name, str) and name.isprintable() and len(name) <= LONGEST_CLASS
-        for name in classes
-    )
-
-
-def _are_colours(palette: object) -> bool:
-    return isinstance(palette, (list, tuple)) and all(
-        isinstance(colour, (list, tuple))
-        and len(colour) == 3
-        and all(is_integer(part) and 0 <= part < 256 for part in colour)
-        for colour in palette
-    )
+    return dict(classes=classes, palette=palette if are_colours(palette) else None)
 
 
 def meta_of_config(cfg: Config) -> dict:
@@ -267,12 +249,6 @@ def meta_of_config(cfg: Config) -> dict:
     with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
         kind = dataset.type if isinstance(dataset.type, type) else registry.get(dataset.type)
     return dict(getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {}))
-
-
-def _some(names) -> str:
-    """The first of many names."""
-    more = f', … {len(names)} in all' if len(names) > MANY_NAMES else ''
-    return join(list(names)[:MANY_NAMES]) + more
 
 
 def check_not_among(files: list[Path], folder: Path) -> None:

@@ -81,7 +81,7 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        sys.exit(f'error: {error}. Make room or mend the disk; then go on with --resume')
+        sys.exit(f'error: {error}. Make room or mend the disk; a training goes on with --resume')
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..utils.errors import join
 
 TOLERANCE = 1e-3
+NEAR = 0.05  # how far counterparts are apart at most, in sides of the image and in scores
 
 
 class Difference(NamedTuple):
@@ -60,24 +62,25 @@ def compare_samples(ours, theirs) -> list[Difference]:
 def compare_detections(ours, theirs, side: int) -> list[Difference]:
     """Compare detections, each with the nearest of the same class.
 
-    One without a counterpart counts by its score over the least that was kept: where the list is
-    cut off, detections of the same score may change places.
+    One without a counterpart counts by its score over the least that the other list kept: where
+    lists are cut off, detections of the same score may change places. If none has a counterpart,
+    all count as lost.
     """
     scale = torch.tensor([side] * 4 + [1.0])
     rows = [torch.cat([each.bboxes, each.scores[:, None]], 1) / scale for each in (ours, theirs)]
     lost = abs(len(ours.labels) - len(theirs.labels)) / max(len(theirs.labels), 1)
-    out = [Difference('detections', lost)]
     if not (len(ours.labels) and len(theirs.labels)):
-        return out
+        return [Difference('detections', lost)]
     apart = torch.cdist(rows[1], rows[0], p=float('inf'))
     apart[theirs.labels[:, None] != ours.labels[None]] = float('inf')
     distance, mate = apart.min(1)
-    scores = theirs.scores
-    is_matched = distance < 0.05
-    missing = scores[~is_matched] - scores.min()
+    is_matched, is_known = distance < NEAR, apart.min(0).values < NEAR
+    missing = (theirs.scores[~is_matched] - ours.scores.min()).clamp(min=0)
+    invented = (ours.scores[~is_known] - theirs.scores.min()).clamp(min=0)
     pairs = rows[0][mate[is_matched]] - rows[1][is_matched]
+    out = [Difference('detections', lost if is_matched.any() else 1.0)]
     out.append(Difference('boxes', _max(pairs[:, :4])))
-    out.append(Difference('scores', max(_max(pairs[:, 4]), _max(missing))))
+    out.append(Difference('scores', max(map(_max, (pairs[:, 4], missing, invented)))))
     if 'masks' in theirs:
         masks = ours.masks[mate[is_matched]] != theirs.masks[is_matched]
         out.append(Difference('masks', _max(masks.float().flatten(1).mean(1))))
@@ -87,9 +90,10 @@ def compare_detections(ours, theirs, side: int) -> list[Difference]:
 def _relative(ours: Tensor, theirs: Tensor) -> float:
     if ours.shape != theirs.shape:
         return float('inf')
-    whole = max(_max(theirs.double()), 1e-12)
-    return _max(ours.double() - theirs.double()) / whole
+    apart = _max(ours.double() - theirs.double())
+    return apart if math.isinf(apart) else apart / max(_max(theirs.double()), 1e-12)
 
 
 def _max(values: Tensor) -> float:
-    return values.abs().max().item() if values.numel() else 0.0
+    largest = values.abs().max().item() if values.numel() else 0.0
+    return float('inf') if math.isnan(largest) else largest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Callable
@@ -10,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from ..utils.errors import LaunchError
+from ..utils.errors import LaunchError, first_line
 from ..utils.files import aside
 from .extras import require
 from .graphs import reason
-from .metadata import KEY, OFFER_RAW, SUFFIXES, Metadata
+from .metadata import KEY, OFFER_RAW, Metadata
 from .wrappers import IMAGE
 
 OPSET = 18  # of ONNX: TensorRT 10, OpenVINO and ONNX Runtime document all of its operators used
@@ -127,7 +128,12 @@ def _is_back(node, x) -> bool:
 def save_openvino(model, path: Path, meta: Metadata) -> None:
     """Write an OpenVINO model, weights in full precision beside it."""
     model.set_rt_info(meta.text(), [KEY])
-    require('openvino').save_model(model, str(path), compress_to_fp16=False)
+    try:
+        require('openvino').save_model(model, str(path), compress_to_fp16=False)
+    except RuntimeError as error:  # of C++, where Python has an OSError
+        raise LaunchError(
+            f'{path} cannot be written, is the disk full? {first_line(error)}'
+        ) from error
 
 
 def _write_onnx(program, names, path, meta) -> None:
@@ -142,7 +148,9 @@ def _write_openvino(program, names, path, meta) -> None:
 
 
 def _write_torch(program, names, path, meta) -> None:
-    torch.export.save(program, path, extra_files={KEY: meta.text()})
+    content = io.BytesIO()  # PyTorch ends the process where a disk is full
+    torch.export.save(program, content, extra_files={KEY: meta.text()})
+    path.write_bytes(content.getbuffer())
 
 
 WRITERS: dict[str, Callable] = {
@@ -168,11 +176,6 @@ def placed(path: Path):
             partial.replace(path)
         finally:
             weights.unlink(missing_ok=True)
-
-
-def files_of(path: Path) -> list[Path]:
-    """The files of a model: OpenVINO's has two."""
-    return [path, path.with_suffix('.bin')] if path.suffix == SUFFIXES['openvino'] else [path]
 
 
 @contextmanager

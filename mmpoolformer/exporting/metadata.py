@@ -11,14 +11,19 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
+from ..archs import is_integer, is_number
 from ..utils.config_tree import walk
-from ..utils.errors import LaunchError, join
+from ..utils.errors import LaunchError, join, printable
+from ..utils.names import are_class_names, are_colours
 from ..version import __version__
 
 KEY = 'mmpoolformer'  # under which the file keeps it
 # Files by the name of their format.
 SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'torch-export': '.pt2'}
-DETECTOR, SEGMENTOR, RAW, BACKBONE = 'detector', 'segmentor', 'raw', 'backbone'
+KINDS = DETECTOR, SEGMENTOR, RAW, BACKBONE = 'detector', 'segmentor', 'raw', 'backbone'
+# What goes with a kind at least.
+OUTPUTS = {DETECTOR: ('boxes', 'scores', 'labels'), SEGMENTOR: ('labels', 'logits')}
+OPTIONS = {SEGMENTOR: ('align_corners', 'threshold')}
 # What a message offers where a whole model cannot go into a file.
 OFFER_RAW = '--raw exports what the first head puts out'
 MOST_DIFFERENCES = 5
@@ -72,13 +77,35 @@ class Metadata:
         Raises:
             LaunchError: The file has none, or another program's.
         """
+        problem = LaunchError(
+            f'{path} was not written by tools/export.py, or by another version of it: '
+            'export the model again'
+        )
         try:
-            return cls(**json.loads(text or ''))
-        except (ValueError, TypeError) as error:
-            raise LaunchError(
-                f'{path} was not written by tools/export.py, or by another version of it: '
-                'export the model again'
-            ) from error
+            meta = cls(**json.loads(text or ''))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise problem from error
+        if not meta._is_sound():
+            raise problem
+        return meta
+
+    def _is_sound(self) -> bool:
+        """Whether all fields are of their types, and those there that go with the kind."""
+        parts = self.model, self.options, self.int8, self.versions
+        return (
+            self.kind in KINDS
+            and are_class_names(self.classes)
+            and are_colours(self.palette)
+            and len(self.palette) == len(self.classes)
+            and isinstance(self.input, str)
+            and isinstance(self.outputs, dict)
+            and are_class_names([*self.outputs, *self.outputs.values()])
+            and set(self.outputs) >= set(OUTPUTS.get(self.kind, ()))
+            and all(map(_is_range, (self.heights, self.widths)))
+            and all(isinstance(part, dict) for part in parts)
+            and set(self.options) >= set(OPTIONS.get(self.kind, ()))
+            and ('masks' not in self.outputs or is_number(self.options.get('mask_threshold')))
+        )
 
     def check_size(self, height: int, width: int, path: Path) -> None:
         """Refuse an image that the graph does not take.
@@ -110,9 +137,23 @@ class Metadata:
             )
 
 
+def _is_range(sides: object) -> bool:
+    return (
+        isinstance(sides, list)
+        and len(sides) == 2
+        and is_integer(sides[0])
+        and (sides[1] is None or is_integer(sides[1]))
+    )
+
+
 def is_model_file(name: str) -> bool:
     """Whether a path is that of a model file, and not of a checkpoint."""
     return Path(name).suffix in SUFFIXES.values()
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a model: OpenVINO's has two."""
+    return [path, path.with_suffix('.bin')] if path.suffix == SUFFIXES['openvino'] else [path]
 
 
 def model_of(cfg: Config) -> dict:
@@ -129,7 +170,7 @@ def _differences(there: Any, here: Any, path: str = 'model') -> Iterator[str]:
         for key in [*there, *(key for key in here if key not in there)]:
             yield from _differences(there.get(key), here.get(key), f'{path}.{key}')
     elif there != here:
-        yield f'{path}={there!r} and {here!r}'
+        yield printable(f'{path}={there!r} and {here!r}')
 
 
 def _range(sides: list) -> str:

@@ -23,6 +23,7 @@ from .sizes import Sizes, linspace_of_sizes, new_tensor_of_sizes, pooling_of_siz
 NOT_THERE = -1.0  # the score of what only fills a list up
 FAR_AWAY = [[-1e6, -1e6, -9e5, -9e5], [-9e6, -9e6, -8e6, -8e6]]  # boxes that meet no other
 NO_LOGIT = -1e4  # its logit: no activation makes a score of it
+SMALLEST = -1e9  # no side of a box
 
 
 @contextmanager
@@ -78,10 +79,10 @@ def _attributes() -> Iterator[tuple[object, str, Callable]]:
         from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
         from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 
-        yield BaseDenseHead, '_bbox_post_process', _with_small_boxes_marked
+        yield BaseDenseHead, '_bbox_post_process', _without_a_least_size
         yield RPNHead, '_bbox_post_process', _with_small_boxes_marked
         yield RPNHead, '_predict_by_feat_single', _with_best_selected
-        yield YOLOV3Head, 'predict_by_feat', _with_exact_sigmoid
+        yield YOLOV3Head, 'predict_by_feat', _with_unlikely_cells_marked
         yield YOLOXHead, 'predict_by_feat', lambda _: predict_of_yolox
         yield RoIAlign, 'forward', lambda _: roi_align
         yield SingleRoIExtractor, 'forward', lambda _: extract_rois
@@ -130,16 +131,24 @@ def batched_nms(boxes, scores, idxs, nms_cfg, class_agnostic=False):
     kind = options.pop('type', 'nms')
     if kind != 'nms':
         raise LaunchError(f'nms={kind!r}: runtimes have the standard one only, nms')
+    by_class = not options.pop('class_agnostic', class_agnostic)
+    threshold = options.pop('iou_threshold')
+    options.pop('split_thr', None)  # by which mmcv shares the work out
+    if options:
+        raise LaunchError(f'nms has {options}: runtimes have iou_threshold alone; leave these out')
     there, count = found(scores), scores.shape[0]
     of_nms = boxes[there]
-    if not options.pop('class_agnostic', class_agnostic):
-        of_nms = of_nms + (idxs.to(boxes) * (boxes.max() + 1))[there][:, None]
+    if by_class:
+        largest = torch.where(scores[:, None] > 0, boxes, boxes.new_tensor(SMALLEST)).max()
+        of_nms = of_nms + idxs[there].to(boxes)[:, None] * (largest + 1)
     # torchvision says that two are kept at least: two that are not there see to it.
     of_nms = torch.cat([of_nms, boxes.new_tensor(FAR_AWAY)])
     of_scores = torch.cat([scores[there], scores.new_full((2,), NOT_THERE)])
-    there = torch.cat([there, there.new_zeros(2)])
-    kept = nms(of_nms, of_scores, options['iou_threshold'])
-    order = torch.cat([there[kept], there.new_zeros(count)]).narrow(0, 0, count)
+    # The best box fills up: one that is not there would be new to the head of a second stage.
+    best_one = scores.argmax()
+    there = torch.cat([there, best_one.expand(2)])
+    kept = nms(of_nms, of_scores, threshold)
+    order = torch.cat([there[kept], best_one.expand(count)]).narrow(0, 0, count)
     left = torch.cat([of_scores[kept], scores.new_full((count,), NOT_THERE)]).narrow(0, 0, count)
     return torch.cat([boxes[order], left[:, None]], -1), order
 
@@ -162,6 +171,21 @@ def multiclass_nms(
     if max_num > 0:
         dets, kept = dets[:max_num], kept[:max_num]
     return (dets, labels[kept], kept) if return_inds else (dets, labels[kept])
+
+
+def _without_a_least_size(original):
+    marked = _with_small_boxes_marked(original)
+
+    def post_process(self, results, cfg, *args, **kwargs):
+        least = cfg.get('min_bbox_size', -1)
+        if least > 0:
+            raise LaunchError(
+                f'min_bbox_size={least} is of boxes in the image file, whose scale a graph does '
+                'not know: set it to 0, and leave small boxes out afterwards'
+            )
+        return marked(self, results, cfg, *args, **kwargs)
+
+    return post_process
 
 
 def _with_small_boxes_marked(original):
@@ -199,6 +223,29 @@ def _with_exact_sigmoid(original):
             return original(self, *args, **kwargs)
 
     return predict
+
+
+def _with_unlikely_cells_marked(original):
+    """``predict_by_feat`` of mmdet's ``YOLOV3Head``, from which no cells are taken out."""
+
+    def predict(self, pred_maps, batch_img_metas, cfg=None, **kwargs):
+        cfg = self.test_cfg if cfg is None else cfg
+        least = cfg.get('conf_thr', -1)
+        if least > 0:
+            pred_maps = [_mark_unlikely(pred, self.num_attrib, least) for pred in pred_maps]
+            cfg = type(cfg)(dict(cfg, conf_thr=-1))
+        return _with_exact_sigmoid(original)(self, pred_maps, batch_img_metas, cfg, **kwargs)
+
+    return predict
+
+
+def _mark_unlikely(pred, size, least):
+    """A map ``[1, anchors * size, H, W]`` of x, y, w, h, objectness and classes of each anchor."""
+    _, channels, height, width = pred.shape
+    parts = pred.view(1, channels // size, size, height, width)
+    boxes, objects, classes = parts.split([4, 1, size - 5], 2)
+    classes = torch.where(sigmoid(objects) >= least, classes, pred.new_tensor(NO_LOGIT))
+    return torch.cat([boxes, objects, classes], 2).view(1, channels, height, width)
 
 
 def sigmoid(x):

@@ -9,7 +9,7 @@ import torch
 
 from ..utils.errors import LaunchError, first_line, join
 from .extras import require
-from .metadata import KEY, SUFFIXES, Metadata
+from .metadata import KEY, SUFFIXES, Metadata, files_of
 from .wrappers import IMAGE
 
 
@@ -44,8 +44,12 @@ class Runtime:
             The outputs by name.
 
         Raises:
-            LaunchError: The graph does not take this size, or the runtime fails at it.
+            LaunchError: The graph does not take this image, or the runtime fails at it.
         """
+        if image.ndim != 4 or image.shape[:2] != (1, 3) or str(image.dtype) not in self.meta.input:
+            raise LaunchError(
+                f'an image is {self.meta.input}; this is {image.dtype} {list(image.shape)}'
+            )
         height, width = image.shape[2:]
         self.meta.check_size(height, width, self.path)
         try:
@@ -135,6 +139,9 @@ def open_model(name: str | Path, threads: int = 0, allow_pickle: bool = False) -
     if not path.is_file():
         raise LaunchError(f'model file not found: {path}. tools/export.py makes one')
     form = by_suffix[path.suffix]
+    for file in files_of(path):
+        if not file.is_file():
+            raise LaunchError(f'{file} is missing: {path} has its weights there')
     if form == 'torch-export' and not allow_pickle:
         raise LaunchError(
             f'{path}: PyTorch reads such files with pickle, which may execute code. '
@@ -146,6 +153,12 @@ def open_model(name: str | Path, threads: int = 0, allow_pickle: bool = False) -
         raise
     except Exception as error:  # of runtimes in C++, for broken files and unknown operators
         raise LaunchError(
-            f'{form} cannot load {path}: {first_line(error)}. Export it again, or take another '
+            f'{form} cannot load {path}: {_what_it_says(error)}. Export it again, or take another '
             f'--format of {join(SUFFIXES)}'
         ) from error
+
+
+def _what_it_says(error: Exception) -> str:
+    """The first line of a runtime's message that says something."""
+    lines = [line for line in str(error).splitlines() if not line.startswith('Exception from')]
+    return first_line('\n'.join(lines))

@@ -21,28 +21,27 @@ class ExportedModel(BaseModel):
 
     Args:
         path: The file.
-        rgb: Whether the pipelines pass on images in RGB; OpenMMLab's read them in BGR.
         allow_pickle: See :func:`~.runtimes.open_model`.
 
     Raises:
         LaunchError: It cannot be loaded, or does not predict boxes or labels.
     """
 
-    def __init__(self, path: str, rgb: bool = False, allow_pickle: bool = False):
+    def __init__(self, path: str, allow_pickle: bool = False):
         super().__init__()
-        self.adopt(open_model(path, allow_pickle=allow_pickle), rgb)
+        self.adopt(open_model(path, allow_pickle=allow_pickle))
 
     @classmethod
-    def of(cls, runtime: Runtime, rgb: bool = False) -> ExportedModel:
+    def of(cls, runtime: Runtime) -> ExportedModel:
         """One that predicts with what is loaded already."""
         model = cls.__new__(cls)
         BaseModel.__init__(model)
-        model.adopt(runtime, rgb)
+        model.adopt(runtime)
         return model
 
-    def adopt(self, runtime: Runtime, rgb: bool) -> None:
+    def adopt(self, runtime: Runtime) -> None:
         """Predict with a runtime."""
-        self.runtime, self.rgb = runtime, rgb
+        self.runtime = runtime
         meta = runtime.meta
         if meta.kind not in (DETECTOR, SEGMENTOR):
             raise LaunchError(
@@ -71,9 +70,20 @@ class ExportedModel(BaseModel):
     val_step = test_step
 
     def predict_one(self, image: Tensor, sample):
-        """Predict on one image ``[3, H, W]``."""
-        pixels = image if self.rgb else image.flip(0)
-        outputs = self.runtime(pixels[None].to(torch.uint8).contiguous().numpy())
+        """Predict on one image ``[3, H, W]`` in BGR.
+
+        Raises:
+            LaunchError: Its pixels are not those of an image file.
+        """
+        if image.is_floating_point():
+            if not ((image >= 0) & (image <= 255)).all():
+                raise LaunchError(
+                    f'the test pipeline makes pixels of {image.min():.4g} to {image.max():.4g}, '
+                    'and a file takes 0 to 255: leave out Normalize and to_float32, as the '
+                    "model's data_preprocessor normalises"
+                )
+            image = image.round()
+        outputs = self.runtime(image.flip(0)[None].to(torch.uint8).contiguous().numpy())
         add = add_detections if self.runtime.meta.kind == DETECTOR else add_labels
         return add(outputs, sample, tuple(image.shape[1:]), self.runtime.meta.options)
 

@@ -198,6 +198,9 @@ class Segmentor(Wrapper):
         return (logits.sigmoid() > self._head().threshold).long()[:, 0], logits
 
 
+WHOLE = {'mmdet': Detector, 'mmseg': Segmentor}
+
+
 class Raw(Wrapper):
     """The maps of the heads, before they become boxes or labels."""
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 LONGEST = 200  # characters of one line
+SHOWN = 8  # of many values
 
 
 class LaunchError(Exception):
@@ -19,9 +20,12 @@ class DataError(Exception):
 def first_line(error: object) -> str:
     """The first line of an error's message, shortened and without colours."""
     line = (str(error).strip().splitlines() or [''])[0].rstrip()
-    line = re.sub(r'\x1b\[[0-9;]*m', '', line)[:LONGEST]
-    # What a file says must not talk to the terminal.
-    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return printable(re.sub(r'\x1b\[[0-9;]*m', '', line)[:LONGEST])
+
+
+def printable(text: str) -> str:
+    """A text without control characters, as what a file says must not talk to the terminal."""
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def one_line(error: Exception) -> str:
@@ -40,3 +44,10 @@ def last_line(error: Exception) -> str:
 def join(values: Iterable) -> str:
     """Values as a message lists them."""
     return ', '.join(map(str, values))
+
+
+def some(names: Iterable) -> str:
+    """The first of many values, and how many there are."""
+    names = list(names)
+    more = f', … ({len(names)} in all)' if len(names) > SHOWN else ''
+    return join(names[:SHOWN]) + more

@@ -13,6 +13,7 @@ def detections(*rows):
     return InstanceData(bboxes=table[:, :4], scores=table[:, 4], labels=table[:, 5].long())
 
 
+NAN = float('nan')
 FOUND = [(10, 10, 50, 50, 0.9, 1), (60, 20, 90, 80, 0.6, 2), (5, 5, 20, 20, 0.3, 0)]
 
 
@@ -46,6 +47,21 @@ def test_what_is_lost_counts_by_its_score(lost, size):
 def test_another_class_is_no_counterpart():
     other = [(10, 10, 50, 50, 0.9, 3), *FOUND[1:]]
     assert differences(other, FOUND)['scores'] == pytest.approx(0.6)
+
+
+def test_what_is_invented_counts_by_its_score():
+    assert differences([(70, 70, 90, 90, 0.8, 1), *FOUND], FOUND)['scores'] == pytest.approx(0.5)
+
+
+def test_another_only_detection_is_no_small_difference():
+    assert differences([(60, 60, 90, 90, 0.9, 1)], FOUND[:1])['detections'] == 1
+
+
+@pytest.mark.parametrize('ours, theirs', [(NAN, 1.0), (1.0, NAN), (NAN, NAN)])
+def test_a_number_that_is_none_is_no_small_difference(ours, theirs):
+    pairs = [torch.tensor([ours, 0.0])], [torch.tensor([theirs, 0.0])]
+    found = compare_tensors(['a'], *pairs)
+    assert largest(found) == [('a', float('inf'))]
 
 
 @pytest.mark.parametrize('ours, theirs', [([], FOUND), (FOUND, []), ([], [])])

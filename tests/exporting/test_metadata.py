@@ -1,5 +1,6 @@
 """What a model file says about itself, and what it is refused for."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from mmpoolformer.exporting.metadata import ImageSizeError, Metadata, is_model_f
 from mmpoolformer.utils.errors import LaunchError
 
 FILE = Path('model.onnx')
+OUTPUTS = dict(boxes='', scores='', labels='')
 
 
 @pytest.fixture
@@ -21,9 +23,7 @@ def cfg():
 
 def metadata(cfg, **fields):
     options = dict(heights=[64, None], widths=[64, None], model=model_of(cfg))
-    return Metadata(
-        'detector', ['a'], [[0, 0, 0]], 'uint8', {'boxes': ''}, **dict(options, **fields)
-    )
+    return Metadata('detector', ['a'], [[0, 0, 0]], 'uint8', OUTPUTS, **dict(options, **fields))
 
 
 def test_it_comes_back_from_its_text(cfg):
@@ -34,6 +34,31 @@ def test_it_comes_back_from_its_text(cfg):
 @pytest.mark.parametrize('text', [None, '', '{}', '[1]', '{"kind": "detector"}'])
 def test_another_programs_file(text):
     with pytest.raises(LaunchError, match=r'model.onnx was not written by tools/export.py'):
+        Metadata.read(text, FILE)
+
+
+@pytest.mark.parametrize(
+    'field, value',
+    [
+        ('kind', '\x1b[31m'),
+        ('classes', None),
+        ('classes', ['a\x07']),
+        ('classes', ['a', 'b']),  # two for one colour
+        ('palette', [['x']]),
+        ('palette', 5),
+        ('outputs', 3),
+        ('outputs', {'boxes': ''}),
+        ('kind', 'segmentor'),
+        ('heights', None),
+        ('widths', ['64', None]),
+        ('model', []),
+        ('options', None),
+        ('outputs', dict(OUTPUTS, masks='')),  # without a threshold
+    ],
+)
+def test_fields_that_are_none(field, value, cfg):
+    text = json.dumps(dict(json.loads(metadata(cfg).text()), **{field: value}))
+    with pytest.raises(LaunchError, match=r'was not written by tools/export.py'):
         Metadata.read(text, FILE)
 
 

@@ -65,6 +65,42 @@ def test_an_nms_that_runtimes_do_not_have():
         rewrites.multiclass_nms(boxes, scores, 0.4, ConfigDict(NMS, type='soft_nms'))
 
 
+@pytest.mark.parametrize('option', [dict(max_num=2), dict(score_threshold=0.5), dict(offset=1)])
+def test_options_of_nms_that_runtimes_do_not_have(option):
+    boxes, scores = boxes_and_scores()
+    with pytest.raises(LaunchError, match=next(iter(option))):
+        rewrites.multiclass_nms(boxes, scores, 0.4, ConfigDict(NMS, **option))
+
+
+def test_boxes_that_are_not_there_change_no_nms():
+    from mmcv.ops import batched_nms
+
+    boxes, scores = boxes_and_scores()
+    labels, scores = torch.arange(len(boxes)) % 3, scores[:, 0]
+    theirs, kept = batched_nms(boxes[1:], scores[1:], labels[1:], NMS)
+    boxes, scores = boxes.clone(), scores.clone()
+    boxes[0], scores[0] = 1e9, rewrites.NOT_THERE
+    ours, order = rewrites.batched_nms(boxes, scores, labels, NMS)
+    there = ours[:, 4] > 0
+    torch.testing.assert_close(ours[there], theirs)
+    assert torch.equal(order[there], kept + 1)
+    assert len(ours) == len(boxes) and 0 not in order  # the best box fills up
+
+
+def test_a_least_size_in_the_image_file_is_refused():
+    model = model_of('retinanet/retinanet_r18_fpn_1x_', min_bbox_size=5)
+    with pytest.raises(LaunchError, match='min_bbox_size=5'), torch.no_grad(), for_graphs():
+        Detector(model)(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
+def test_yolov3_finds_nothing():
+    name = 'yolo/yolov3_mobilenetv2_8xb24-320'
+    model = random_weights(model_of(name, conf_thr=0.9999, score_thr=0.0))
+    with torch.no_grad(), for_graphs():
+        boxes, scores, labels = Detector(model)(torch.zeros(1, 3, 64, 96, dtype=torch.uint8))
+    assert len(boxes) == len(scores) == len(labels) == 0
+
+
 @pytest.fixture(scope='module', params=['retinanet', 'mask-rcnn', 'sem-fpn'])
 def tiny(request, tmp_path_factory):
     config, checkpoint = save_tiny_model(tmp_path_factory.mktemp('tiny'), request.param)

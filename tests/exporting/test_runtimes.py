@@ -1,11 +1,15 @@
-"""A runtime that fails at an image says so in one message."""
+"""Images that a runtime or a file does not take end in one message."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from helpers import require_export
 
-from mmpoolformer.exporting.metadata import KEY, Metadata
+from mmpoolformer.exporting.metadata import KEY, OUTPUTS, Metadata
 from mmpoolformer.exporting.runtimes import open_model
+from mmpoolformer.exporting.samples import ExportedModel
 from mmpoolformer.exporting.wrappers import IMAGE
 from mmpoolformer.utils.errors import LaunchError
 
@@ -36,3 +40,21 @@ def test_a_size_at_which_an_operator_fails(row_fifty):
     assert row_fifty(np.ones((1, 3, 51, 40), np.float32))['out'].shape == (1, 3, 40)
     with pytest.raises(LaunchError, match=r'fails on an image of 48x40: .*--size makes a file'):
         row_fifty(np.ones((1, 3, 48, 40), np.float32))
+
+
+@pytest.mark.parametrize(
+    'shape, kind',
+    [((3, 64, 64), 'float32'), ((2, 3, 64, 64), 'float32'), ((1, 64, 64, 3), 'float32'),
+     ((1, 3, 64, 64), 'uint8')],
+)  # fmt: skip
+def test_what_is_no_image(shape, kind, row_fifty):
+    with pytest.raises(LaunchError, match=rf'an image is float32.*; this is {kind} \['):
+        row_fifty(np.ones(shape, kind))
+
+
+@pytest.mark.parametrize('value', [-0.5, 256.0, float('nan')])
+def test_pixels_that_are_no_bytes(value):
+    meta = Metadata('detector', [], [], 'uint8', dict.fromkeys(OUTPUTS['detector'], ''), [], [], {})
+    model = ExportedModel.of(SimpleNamespace(meta=meta, path='model.onnx'))
+    with pytest.raises(LaunchError, match='leave out Normalize and to_float32'):
+        model.predict_one(torch.full((3, 64, 64), value), None)

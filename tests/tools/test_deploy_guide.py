@@ -81,8 +81,12 @@ def test_the_service_detects(service, here):
 
 
 def test_the_service_refuses(service):
-    _, small = cv2.imencode('.png', np.zeros((8, 8, 3), np.uint8))
-    for body, words in (b'no image', 'send the bytes'), (small.tobytes(), 'takes images of'):
+    _, small = cv2.imencode('.png', np.zeros((1, 400, 3), np.uint8))
+    for body, words in (
+        (b'', 'send the bytes'),
+        (b'no image', 'send the bytes'),
+        (small.tobytes(), 'takes images of'),
+    ):
         with pytest.raises(urllib.error.HTTPError, match='415') as refused:
             service(body)
         assert words in json.load(refused.value)['detail']

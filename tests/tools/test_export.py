@@ -129,7 +129,7 @@ def test_a_comparison_of_nothing_is_said_to_be_one(detector, tmp_path, capsys):
     ('option', 'more', 'words'),
     [
         ('test_dataloader.dataset.pipeline.0.imdecode_backend=tifffile', (), 'loads RGB'),
-        ('model.data_preprocessor.rgb_to_bgr=True', ('--raw',), 'rgb_to_bgr=True'),
+        ('model.data_preprocessor.rgb_to_bgr=True', (), 'rgb_to_bgr=True'),
     ],
 )
 def test_another_order_of_colours_is_refused(option, more, words, segmentor, tmp_path, capsys):
@@ -177,6 +177,9 @@ def test_masks(tmp_path):
         (['-o', 'model.onnx', '--format', 'openvino'], 'a file of openvino ends in .xml'),
         (['-o', 'model.onnx', '--check', 0], 'at least 1 image'),
         (['-o', 'a.onnx', '--size', 64, 64, '--check-sizes', '32x64'], 'takes 64x64 alone'),
+        (['-o', 'a.onnx', '--size', 0, 64], '0x64: sides have 32 pixels at least'),
+        (['-o', 'a.onnx', '--check-sizes', '64x5'], '64x5: sides have 32 pixels at least'),
+        (['-o', 'a.onnx', '--calibrate', 16], '--calibrate is for --int8'),
         (['-o', 'model.onnx', '--int8'], '--int8 takes a whole model and --format openvino'),
         (['-o', 'model.xml', '--int8', '--calibrate', 4], '4 images are too few'),
         (['-o', 'model.onnx', '--cfg-options', 'model.bbox_head.num_classes=3'], 'does not fit'),
@@ -188,10 +191,37 @@ def test_bad_requests(args, words, detector, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    'checkpoint, out, words',
+    [
+        (None, 'folder.onnx', 'folder.onnx is a folder'),
+        (None, 'weights.xml', 'would replace weights.bin, which belongs to another file'),
+        ('weights.bin', 'weights.xml', 'would replace weights.bin: give another name'),
+        ('model.onnx', 'other.onnx', 'model.onnx is a model file'),
+    ],
+)
+def test_nothing_else_is_written_over(
+    checkpoint, out, words, detector, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'folder.onnx').mkdir()
+    (tmp_path / 'weights.bin').write_bytes(b'precious')
+    config, own = detector
+    assert words in tool_error(capsys, 'export', config, checkpoint or own, '-o', out)
+    assert (tmp_path / 'weights.bin').read_bytes() == b'precious'
+
+
+def test_missing_weights_of_openvino(tmp_path):
+    (tmp_path / 'model.xml').write_text('<net/>')
+    with pytest.raises(LaunchError, match=r'model.bin is missing'):
+        open_model(tmp_path / 'model.xml')
+
+
 @pytest.mark.parametrize('name', ['model.onnx', 'model.xml'])
 def test_a_broken_file(name, tmp_path):
     (tmp_path / name).write_text('nothing')
-    with pytest.raises(LaunchError, match='cannot load'):
+    (tmp_path / 'model.bin').touch()  # weights of the second
+    with pytest.raises(LaunchError, match=r'cannot load .*: (?!Exception from)'):
         open_model(tmp_path / name)
 
 
