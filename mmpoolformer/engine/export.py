@@ -33,7 +33,7 @@ from ..registry import build_model
 from ..utils.config_tree import type_of, unsync_batch_norms
 from ..utils.errors import LaunchError, join, one_line, printable
 from ..utils.progress import track
-from . import export_request
+from . import export_request as request
 from .checks import check_checkpoints, check_data
 from .inference import dataset_meta, misfit
 
@@ -92,9 +92,9 @@ def export(
         LaunchError: What a user can mend, or too large a difference; nothing is written then.
     """
     path = Path(out)
-    export_request.check_sizes(check_sizes, size)
-    export_request.check_place(path, checkpoint)
-    export_request.check_request(config, path, format, part, int8, calibrate, check)
+    request.check_sizes(check_sizes, size)
+    request.check_place(path, checkpoint)
+    request.check_request(config, path, format, part, int8, calibrate, check)
     init_default_scope(config.default_scope)
     model, labels = _load(config, checkpoint)
     reference = copy.deepcopy(model)
@@ -107,19 +107,12 @@ def export(
     metrics: dict = {}
     with formats.placed(path) as partial:
         if int8:
-            made = formats.to_openvino(program, list(meta.outputs))
-            made, metrics = _quantise(made, config, meta, calibrate)
+            made, metrics = _quantise(program, config, meta, calibrate)
             formats.save_openvino(made, partial, meta)
         else:
             formats.write(program, list(meta.outputs), partial, format, meta)
         runtime = open_model(partial, allow_pickle=True)
         found, count = _compare(runtime, reference, config, part, check, check_sizes)
-        if meta.kind == DETECTOR and 'boxes' not in dict(found):
-            print(
-                f'warning: the model finds nothing on the {count} images, so they compare '
-                'nothing: --check takes more, and model.test_cfg.score_thr may be too high',
-                file=sys.stderr,
-            )
         if not int8:  # which was judged by its metric
             _accept(found, count, tolerance, format)
     return Report(path, meta, found, count, metrics)
@@ -220,7 +213,14 @@ def _compare(
         with torch.no_grad():
             (sample,), (theirs,) = ours.test_step(batches[0]), reference.test_step(batches[1])
         found += comparing.compare_samples(sample, theirs)
-    return comparing.largest(found), images
+    found = comparing.largest(found)
+    if runtime.meta.kind == DETECTOR and 'boxes' not in dict(found):
+        print(
+            f'warning: the model finds nothing on the {images} images, so they compare nothing: '
+            '--check takes more, and model.test_cfg.score_thr may be too high',
+            file=sys.stderr,
+        )
+    return found, images
 
 
 def _samples(cfg: Config, meta: Metadata, count: int) -> Iterator[dict]:
@@ -282,8 +282,9 @@ def _with_image(data: dict, image: Tensor) -> dict:
 # int8.
 
 
-def _quantise(model, cfg: Config, meta: Metadata, count: int) -> tuple[object, dict]:
-    """Quantise an OpenVINO model, and say in the metadata how."""
+def _quantise(program, cfg: Config, meta: Metadata, count: int) -> tuple[object, dict]:
+    """Make a quantised OpenVINO model of a graph, and say in the metadata how."""
+    model = formats.to_openvino(program, list(meta.outputs))
     images = _calibration(cfg, count)
     before = _measure(model, cfg, meta)
     lost = min(MOST_LOST[key] for key in before)

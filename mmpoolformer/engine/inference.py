@@ -18,11 +18,11 @@ from mmengine.registry import DATASETS
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import nn
 
+from ..checkpoints.class_names import are_class_names, are_colours
 from ..datasets.fit import name_counts
 from ..deploy import compile_for_inference, switch_to_deploy
 from ..utils.errors import LaunchError, join, one_line, some
 from ..utils.memory import reuse_freed_memory
-from ..utils.names import are_class_names, are_colours
 from .checks import check_checkpoints, nearest
 from .exported import is_model_file, load_model_file
 from .launch import CONFIG_HELP, load_config, require

@@ -12,9 +12,9 @@ import torch
 from mmengine.config import Config
 
 from ..archs import is_integer, is_number
+from ..checkpoints.class_names import are_class_names, are_colours
 from ..utils.config_tree import walk
 from ..utils.errors import LaunchError, join, printable
-from ..utils.names import are_class_names, are_colours
 from ..version import __version__
 
 KEY = 'mmpoolformer'  # under which the file keeps it
