@@ -93,8 +93,7 @@ def export(
     """
     path = Path(out)
     request.check_sizes(check_sizes, size)
-    request.check_place(path, checkpoint)
-    request.check_request(config, path, format, part, int8, calibrate, check)
+    request.check(config, checkpoint, path, format, part, int8, calibrate, check)
     init_default_scope(config.default_scope)
     model, labels = _load(config, checkpoint)
     reference = copy.deepcopy(model)

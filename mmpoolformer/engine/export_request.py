@@ -23,15 +23,16 @@ PACKAGES = {
 LEAST_SIDE = 32  # the stride of the coarsest map
 
 
-def check_request(cfg, path, form, part, int8, calibrate, check) -> None:
+def check(cfg, checkpoint, path, form, part, int8, calibrate, images) -> None:
     """Refuse what cannot be done; see :func:`.export.export` for the arguments."""
     require_exporter()
+    _check_place(path, checkpoint)
     if form not in SUFFIXES:
         raise LaunchError(f'--format {form}: there are {join(SUFFIXES)}')
     if path.suffix != SUFFIXES[form]:
         raise LaunchError(f'-o {path}: a file of {form} ends in {SUFFIXES[form]}')
-    if check < 1:
-        raise LaunchError(f'--check {check}: at least 1 image, or nobody knows what the file does')
+    if images < 1:
+        raise LaunchError(f'--check {images}: at least 1 image, or nobody knows what the file does')
     for package in PACKAGES[form]:
         require(package)
     if int8:
@@ -62,7 +63,7 @@ def _check_colours(cfg: Config, part: str) -> None:
         )
 
 
-def check_place(path: Path, checkpoint: str) -> None:
+def _check_place(path: Path, checkpoint: str) -> None:
     """Refuse to write over what is no model file of the same name."""
     if is_model_file(checkpoint):
         raise LaunchError(f'{checkpoint} is a model file: give the checkpoint that it came from')
