@@ -41,7 +41,8 @@ from torch import nn
 from mmpoolformer import PoolFormer
 from mmpoolformer.deploy import compile_for_inference, switch_to_deploy
 from mmpoolformer.exporting import Metadata, graphs, open_model
-from mmpoolformer.exporting.formats import files_of, save_openvino, to_openvino, write
+from mmpoolformer.exporting.formats import save_openvino, to_openvino, write
+from mmpoolformer.exporting.metadata import files_of
 from mmpoolformer.exporting.quantising import quantise
 from mmpoolformer.exporting.runtimes import OpenVino
 from mmpoolformer.exporting.wrappers import Backbone, Detector, Segmentor

@@ -4,7 +4,10 @@ import json
 
 import pytest
 import torch
+import yaml
 from helpers import load_tool, run_tool
+
+from mmpoolformer.adapt.zoo import config_folder
 
 TOOL = load_tool('backbones')
 
@@ -16,6 +19,25 @@ def test_backbone_gives_the_channels_that_its_neck_takes(name):
         features = model(torch.zeros(1, 3, 64, 64))
     assert tuple(feature.shape[1] for feature in features) == TOOL['BACKBONES'][name][1]
     assert [feature.shape[2] for feature in features] == [16, 8, 4, 2]
+
+
+@pytest.mark.parametrize('row', TOOL['PUBLISHED'], ids=lambda row: row[0])
+def test_published_results_are_those_of_the_toolboxes(row):
+    _, box_ap, detection, miou, segmentation = row
+    for value, source in (box_ap, detection), (miou, segmentation):
+        if '::' in source:
+            assert result_of(source) == value
+
+
+def result_of(name):
+    """What a toolbox's metafile says about one of its configs."""
+    toolbox, _, path = name.partition('::')
+    folder, _, model = path.partition('/')
+    (metafile,) = (config_folder(toolbox) / folder).glob('metafile.y*ml')
+    (found,) = (m for m in yaml.safe_load(metafile.read_text())['Models'] if m['Name'] == model)
+    results = found['Results']
+    first = results if isinstance(results, dict) else results[0]
+    return next(iter(first['Metrics'].values()))
 
 
 @pytest.mark.long  # what it shares with the token mixers is tested there
