@@ -201,7 +201,7 @@ def write_files(case: dict, family: str, folder: Path):
     switch_to_deploy(wrapper)
     program = graphs.record(wrapper, image, dynamic=False)
     outputs, sides = wrapper.describe(image), [[side, side] for side in image.shape[2:]]
-    meta = Metadata(wrapper.kind, [], [], wrapper.input, outputs, *sides, {})
+    meta = Metadata(wrapper.kind, [], [], wrapper.input, outputs, *sides, {}, wrapper.options())
     write(program, list(outputs), folder / f'{family}.onnx', 'onnx', meta)
     # Recorded again: its translation changes a graph whose sizes depend on what is found.
     model = to_openvino(graphs.record(wrapper, image, dynamic=False), list(outputs))

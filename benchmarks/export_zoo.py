@@ -199,8 +199,8 @@ def report(rows, methods, versions, seconds):
         '`mmpoolformer.export`, and compared with PyTorch in ONNX Runtime: files for all sizes on '
         'three images with sides of 320 to 461, odd ones too, files for one size at '
         f'{ONE_SIZE[0]}×{ONE_SIZE[1]}. '
-        'Differences beyond 0.001 count as a failure. Random weights give all boxes of YOLOF and '
-        'YOLOv3 the score 1, so that they change places: that counts as a failure, too.',
+        'Differences beyond 0.001 count as a failure. Random weights may give all boxes '
+        'of a method one score, so that they change places: that counts as a failure, too.',
         '',
         f'**{whole} of {len(tried)} methods ({100 * whole / max(len(tried), 1):.1f} %) export '
         f'whole**, {counts[ALL_SIZES]} of them for all sizes; {counts[RAW]} more up to the outputs '

@@ -75,9 +75,7 @@ def main():
 
 def commit() -> str:
     command = ['git', 'rev-parse', '--short', 'HEAD']
-    return subprocess.run(
-        command, cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE
-    ).stdout.strip()
+    return subprocess.check_output(command, cwd=ROOT, text=True).strip()
 
 
 def make_copy(copy: Path, files: list[str], tests: list[str]):

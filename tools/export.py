@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
-from mmpoolformer.engine.export import METRICS, export
+from mmpoolformer.engine.export import CALIBRATE, METRICS, export
 from mmpoolformer.engine.launch import CONFIG_HELP, LaunchError, load_config, run
 from mmpoolformer.exporting.comparing import TOLERANCE, describe
 from mmpoolformer.exporting.metadata import BACKBONE, RAW, SUFFIXES, files_of
@@ -40,7 +40,7 @@ def parse_args():
         help='quantise (OpenVINO); parts that cost too much accuracy stay in float',
     )
     parser.add_argument(
-        '--calibrate', type=int, metavar='N', help='training images for --int8 (64)'
+        '--calibrate', type=int, metavar='N', help=f'training images for --int8 ({CALIBRATE})'
     )
     parser.add_argument(
         '--check', type=int, default=8, metavar='N', help='images to compare with PyTorch on (8)'
@@ -81,7 +81,7 @@ def main():
         size=args.size,
         part=RAW if args.raw else BACKBONE if args.backbone_only else 'whole',
         int8=args.int8,
-        calibrate=64 if args.calibrate is None else args.calibrate,
+        calibrate=CALIBRATE if args.calibrate is None else args.calibrate,
         check=args.check,
         check_sizes=args.check_sizes,
         tolerance=args.tolerance,

@@ -19,13 +19,7 @@ from torch import Tensor, nn
 from ..deploy import switch_to_deploy
 from ..exporting import comparing, formats, quantising
 from ..exporting.graphs import EXAMPLE, record, sides
-from ..exporting.metadata import (
-    BACKBONE,
-    DETECTOR,
-    RAW,
-    Metadata,
-    model_of,
-)
+from ..exporting.metadata import BACKBONE, DETECTOR, RAW, Metadata, model_of
 from ..exporting.runtimes import OpenVino, Runtime, open_model
 from ..exporting.samples import ExportedModel
 from ..exporting.wrappers import WHOLE, Backbone, Raw, Wrapper
@@ -39,6 +33,7 @@ from .inference import dataset_meta, misfit
 
 # The metrics by which int8 is judged, in 0–1 or per cent, with the most of each that may be lost.
 METRICS = {'coco/bbox_mAP': 1.0, 'coco/segm_mAP': 1.0, 'mIoU': 100.0}
+CALIBRATE = 64  # images
 MOST_LOST = {'coco/bbox_mAP': 0.010, 'coco/segm_mAP': 0.010, 'mIoU': 0.005}
 
 
@@ -68,7 +63,7 @@ def export(
     size: tuple[int, int] | None = None,
     part: str = 'whole',
     int8: bool = False,
-    calibrate: int = 64,
+    calibrate: int = CALIBRATE,
     check: int = 8,
     check_sizes: Sequence[tuple[int, int]] = (),
     tolerance: float = comparing.TOLERANCE,
@@ -127,13 +122,8 @@ def _metadata(wrapper, program, example, labels, cfg: Config) -> Metadata:
 def _resizing(cfg: Config) -> str:
     """How the test pipeline resizes images, which is done before a file is asked."""
     pipeline = ((cfg.get('test_dataloader') or {}).get('dataset') or {}).get('pipeline') or []
-    steps = [step for step in pipeline if 'Resize' in str(type_of(step))]
-    options = ({key: step[key] for key in step if key != 'type'} for step in steps)
-    words = (
-        f'{type_of(step)}({", ".join(f"{key}={value!r}" for key, value in each.items())})'
-        for step, each in zip(steps, options)
-    )
-    return f': {printable(join(words))}' if steps else ''
+    steps = [dict(step) for step in pipeline if 'Resize' in str(type_of(step))]
+    return f': {printable(join(steps))}' if steps else ''
 
 
 def _accept(found: list, count: int, tolerance: float, form: str) -> None:

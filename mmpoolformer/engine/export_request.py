@@ -20,7 +20,7 @@ PACKAGES = {
     'openvino': ['onnx', 'onnxscript', 'openvino'],
     'torch-export': [],
 }
-LEAST_SIDE = 32  # the stride of the coarsest map
+LEAST_SIDE = 32  # the stride of the last map
 
 
 def check(cfg, checkpoint, path, form, part, int8, calibrate, images) -> None:
@@ -79,10 +79,11 @@ def _check_place(path: Path, checkpoint: str) -> None:
 
 
 def check_sizes(sizes: Sequence[tuple[int, int]], only: tuple[int, int] | None) -> None:
+    """Refuse sizes that no backbone takes, and others than the only one of a file."""
     for size in (*sizes, *([only] if only else ())):
         if min(size) < LEAST_SIDE:
             raise LaunchError(
-                f'{_by(size)}: sides have {LEAST_SIDE} pixels at least, a stride of the backbone'
+                f'{_by(size)}: sides have {LEAST_SIDE} pixels at least, the stride of the last map'
             )
     others = [size for size in sizes if only and tuple(size) != tuple(only)]
     if others:

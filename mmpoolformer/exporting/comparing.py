@@ -62,9 +62,9 @@ def compare_samples(ours, theirs) -> list[Difference]:
 def compare_detections(ours, theirs, side: int) -> list[Difference]:
     """Compare detections, each with the nearest of the same class.
 
-    One without a counterpart counts by its score over the least that the other list kept: where
-    lists are cut off, detections of the same score may change places. If none has a counterpart,
-    all count as lost.
+    One without a counterpart counts by its score over the least that either list kept: where lists
+    are cut off, detections of the same score may change places. If none has a counterpart, all
+    count as lost.
     """
     scale = torch.tensor([side] * 4 + [1.0])
     rows = [torch.cat([each.bboxes, each.scores[:, None]], 1) / scale for each in (ours, theirs)]
@@ -75,12 +75,12 @@ def compare_detections(ours, theirs, side: int) -> list[Difference]:
     apart[theirs.labels[:, None] != ours.labels[None]] = float('inf')
     distance, mate = apart.min(1)
     is_matched, is_known = distance < NEAR, apart.min(0).values < NEAR
-    missing = (theirs.scores[~is_matched] - ours.scores.min()).clamp(min=0)
-    invented = (ours.scores[~is_known] - theirs.scores.min()).clamp(min=0)
+    alone = torch.cat([theirs.scores[~is_matched], ours.scores[~is_known]])
+    over_least = alone - torch.cat([theirs.scores, ours.scores]).min()
     pairs = rows[0][mate[is_matched]] - rows[1][is_matched]
     out = [Difference('detections', lost if is_matched.any() else 1.0)]
     out.append(Difference('boxes', _max(pairs[:, :4])))
-    out.append(Difference('scores', max(map(_max, (pairs[:, 4], missing, invented)))))
+    out.append(Difference('scores', max(_max(pairs[:, 4]), _max(over_least))))
     if 'masks' in theirs:
         masks = ours.masks[mate[is_matched]] != theirs.masks[is_matched]
         out.append(Difference('masks', _max(masks.float().flatten(1).mean(1))))

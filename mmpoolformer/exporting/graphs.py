@@ -44,25 +44,21 @@ def record(wrapper: nn.Module, example: Tensor, dynamic: bool) -> torch.export.E
         except LaunchError:
             raise
         except Exception as error:  # whatever the models of other people raise
-            remedies = list(_remedies(error, wrapper, dynamic))
-            raise LaunchError(
-                '. '.join(
-                    [
-                        f'{type(wrapper.model).__name__} cannot be recorded as one graph: '
-                        f'{_operator_of_mmcv(error) or reason(error)}',
-                        *remedies,
-                    ]
-                )
-            ) from error
+            problem = (
+                f'{type(wrapper.model).__name__} cannot be recorded as one graph: '
+                f'{_operator_of_mmcv(error) or reason(error)}'
+            )
+            sentences = [problem, *_remedies(error, wrapper, dynamic)]
+            raise LaunchError('. '.join(sentences)) from error
 
 
 def _remedies(error: Exception, wrapper: nn.Module, dynamic: bool) -> Iterator[str]:
-    if dynamic and 'Sizes of tensors must match' in reason(error):  # of a neck that joins levels
-        yield (
-            '--cfg-options model.data_preprocessor.pad_size_divisor=32 makes sides multiples of '
-            'the strides'
-        )
     if dynamic:
+        if 'Sizes of tensors must match' in reason(error):  # of a neck that joins levels
+            yield (
+                '--cfg-options model.data_preprocessor.pad_size_divisor=32 makes sides multiples '
+                'of the strides'
+            )
         yield '--size may make a file, for one size'
     if wrapper.kind not in (RAW, BACKBONE):
         yield OFFER_RAW

@@ -23,7 +23,7 @@ from .sizes import Sizes, linspace_of_sizes, new_tensor_of_sizes, pooling_of_siz
 NOT_THERE = -1.0  # the score of what only fills a list up
 FAR_AWAY = [[-1e6, -1e6, -9e5, -9e5], [-9e6, -9e6, -8e6, -8e6]]  # boxes that meet no other
 NO_LOGIT = -1e4  # its logit: no activation makes a score of it
-SMALLEST = -1e9  # no side of a box
+SMALLEST = -1e9  # less than every side of a box
 
 
 @contextmanager
@@ -286,8 +286,8 @@ def predict_of_yolox(
     scores = scores * sigmoid(objects[:, 0])
     scores = torch.where(scores >= cfg.score_thr, scores, scores.new_tensor(NOT_THERE))
     boxes = self._bbox_decode(torch.cat(priors), boxes)
-    found, kept = batched_nms(boxes, scores, labels, cfg.nms)
-    return [SimpleNamespace(bboxes=boxes[kept], scores=found[:, -1], labels=labels[kept])]
+    dets, kept = batched_nms(boxes, scores, labels, cfg.nms)
+    return [SimpleNamespace(bboxes=boxes[kept], scores=dets[:, -1], labels=labels[kept])]
 
 
 def roi_align(self, input, rois):

@@ -46,7 +46,8 @@ class Runtime:
         Raises:
             LaunchError: The graph does not take this image, or the runtime fails at it.
         """
-        if image.ndim != 4 or image.shape[:2] != (1, 3) or str(image.dtype) not in self.meta.input:
+        is_of_type = self.meta.input.startswith(str(image.dtype))
+        if image.ndim != 4 or image.shape[:2] != (1, 3) or not is_of_type:
             raise LaunchError(
                 f'an image is {self.meta.input}; this is {image.dtype} {list(image.shape)}'
             )

@@ -53,6 +53,11 @@ def test_what_is_invented_counts_by_its_score():
     assert differences([(70, 70, 90, 90, 0.8, 1), *FOUND], FOUND)['scores'] == pytest.approx(0.5)
 
 
+def test_what_is_lost_below_all_that_is_there_counts():
+    theirs = [*FOUND, (40, 40, 60, 60, 0.5, 1)]
+    assert differences(FOUND[:1], theirs)['scores'] == pytest.approx(0.3)
+
+
 def test_another_only_detection_is_no_small_difference():
     assert differences([(60, 60, 90, 90, 0.9, 1)], FOUND[:1])['detections'] == 1
 

@@ -130,6 +130,7 @@ def test_a_comparison_of_nothing_is_said_to_be_one(detector, tmp_path, capsys):
     [
         ('test_dataloader.dataset.pipeline.0.imdecode_backend=tifffile', (), 'loads RGB'),
         ('model.data_preprocessor.rgb_to_bgr=True', (), 'rgb_to_bgr=True'),
+        ('model.data_preprocessor.rgb_to_bgr=True', ('--raw',), 'rgb_to_bgr=True'),
     ],
 )
 def test_another_order_of_colours_is_refused(option, more, words, segmentor, tmp_path, capsys):
