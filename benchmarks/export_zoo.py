@@ -24,7 +24,7 @@ from zoo import Store, describe, escape, exercise, load, method_of, run_limited,
 from mmpoolformer import SwapError, __version__, export, swap_backbone
 from mmpoolformer.adapt.zoo import list_configs
 from mmpoolformer.datasets.fit import class_counts
-from mmpoolformer.engine.inference import meta_of_config
+from mmpoolformer.engine.dataset_meta import meta_of_config
 from mmpoolformer.exporting.comparing import describe as describe_differences
 from mmpoolformer.registry import TOOLBOXES, build_model
 from mmpoolformer.utils.config_tree import walk

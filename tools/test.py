@@ -2,8 +2,9 @@
 
 import argparse
 
+from mmpoolformer.engine.dataset_meta import check_class_order, meta_of_config
 from mmpoolformer.engine.exported import is_model_file, load_model_file, prepare_config
-from mmpoolformer.engine.inference import add_deploy_arguments, deploy, meta_of_config, misfit
+from mmpoolformer.engine.inference import add_deploy_arguments, deploy, misfit
 from mmpoolformer.engine.launch import (
     LaunchError,
     add_common_arguments,
@@ -59,9 +60,15 @@ def load_whole_model(runner, checkpoint):
     """Load every tensor of the model, where mmengine would pass over keys that do not match."""
     runner.call_hook('before_run')  # EMAHook makes the model that it then loads into
     try:
-        runner.load_checkpoint(checkpoint, strict=True)
+        content = runner.load_checkpoint(checkpoint, strict=True)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise misfit(checkpoint, error) from error
+    try:
+        warning = check_class_order(content, runner.cfg, meta_of_config(runner.cfg).get('classes'))
+    except LaunchError as error:
+        raise LaunchError(f'{checkpoint} does not fit the test set: {error}') from error
+    if warning:
+        runner.logger.warning(warning)
 
 
 def draw_predictions(cfg, show_dir):

@@ -1,4 +1,4 @@
-"""Does the model fit its data? Class counts, class names and their order, before a run starts.
+"""Does the model fit its data? Class counts, names and their order, and what is evaluated.
 
 mmdet and mmseg train on whatever fits in shape: a head for other classes than the data set
 has, or classes in another order than the annotation file's, cost a run and say nothing.
@@ -19,10 +19,11 @@ from mmengine.registry import DATASETS
 from ..archs import is_integer
 from ..utils.config_tree import type_of, walk
 from ..utils.errors import some
+from .evaluation import check_evaluation
 from .images import SUFFIXES
 from .label_maps import LOSSY, LOSSY_REMEDY, is_jpeg, labels_in
 from .problems import ERROR, WARNING, Problem
-from .readers import classes_of, has_coco_annotations, is_leaf
+from .readers import annotation_file, classes_of, has_coco_annotations, is_leaf
 
 SPLITS = ('train', 'val', 'test')
 REMEDY = (
@@ -81,6 +82,7 @@ def check_fit(cfg: Config) -> Iterator[Problem]:
                 yield from check_labels(node, classes, where)
     for file, classes in files:
         yield from check_categories(file, classes)
+    yield from check_evaluation(cfg)
     yield from _check_alike(cfg.get('model') or {}, found)
 
 
@@ -117,11 +119,6 @@ def _check_metainfo(node: dict, where: str) -> Iterator[Problem]:
 # Categories --------------------------------------------------------------------------------
 
 
-def annotation_file(node: dict) -> Path:
-    """The annotation file of a data set's config."""
-    return Path(node.get('data_root') or '', node['ann_file'])
-
-
 def coco_files_of(evaluator: Any) -> list[Path]:
     """The files that COCO's metrics read the true boxes from, where they do not take the data's."""
     metrics = [node for _, node in walk(evaluator) if type_of(node) == 'CocoMetric']
@@ -139,7 +136,8 @@ def read_categories(path: Path) -> list[dict]:
     found = re.findall(rb'"categories"\s*:\s*(?=\[)', content)
     if len(found) == 1:
         start = content.index(found[0]) + len(found[0])
-        categories, _ = json.JSONDecoder().raw_decode(content[start : start + 2**24].decode())
+        text = content[start : start + 2**24].decode(errors='ignore')  # it may end in a character
+        categories, _ = json.JSONDecoder().raw_decode(text)
     else:
         categories = json.loads(content)['categories']
     if not all(isinstance(category, dict) and 'name' in category for category in categories):

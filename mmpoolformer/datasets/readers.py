@@ -17,6 +17,11 @@ def is_leaf(node: dict) -> bool:
     return 'pipeline' in node and 'dataset' not in node and 'datasets' not in node
 
 
+def annotation_file(node: dict) -> Path:
+    """The annotation file of a data set's config."""
+    return Path(node.get('data_root') or '', node['ann_file'])
+
+
 def has_coco_annotations(node: dict) -> bool:
     """Whether a data set is read as mmdet reads COCO's boxes and masks."""
     if find_spec('mmdet') is None or not node.get('ann_file'):

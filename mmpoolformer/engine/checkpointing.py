@@ -19,6 +19,7 @@ from ..utils.errors import LaunchError, one_line
 from ..utils.files import replace_file, replacing
 from .console import quieten_console
 from .hooks import name_errors
+from .resumed_schedule import catch_up
 from .signals import WorkerSignals, interrupted_afterwards
 
 POINTER = 'last_checkpoint'  # mmengine's file with the path of the newest checkpoint
@@ -127,6 +128,7 @@ class ResumableRunner(Runner):
     def resume(self, filename: str, *args, **kwargs) -> None:
         try:
             super().resume(filename, *args, **kwargs)
+            catch_up(self.param_schedulers)
         except (LaunchError, CheckpointError, MemoryError) as error:
             raise LaunchError(f'{filename} cannot be resumed: {error}') from error
         except Exception as error:  # whatever of another kind than expected makes mmengine raise

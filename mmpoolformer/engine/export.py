@@ -29,7 +29,8 @@ from ..utils.errors import LaunchError, join, one_line, printable
 from ..utils.progress import track
 from . import export_request as request
 from .checks import check_checkpoints, check_data
-from .inference import dataset_meta, misfit
+from .dataset_meta import dataset_meta
+from .inference import misfit
 
 # The metrics by which int8 is judged, in 0–1 or per cent, with the most of each that may be lost.
 METRICS = {'coco/bbox_mAP': 1.0, 'coco/segm_mAP': 1.0, 'mIoU': 100.0}

@@ -12,18 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.infer import BaseInferencer
-from mmengine.registry import DATASETS
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import nn
 
-from ..checkpoints.class_names import are_class_names, are_colours
-from ..datasets.fit import name_counts
 from ..deploy import compile_for_inference, switch_to_deploy
-from ..utils.errors import LaunchError, join, one_line, some
+from ..utils.errors import LaunchError, join, one_line
 from ..utils.memory import reuse_freed_memory
 from .checks import check_checkpoints, nearest
+from .dataset_meta import dataset_meta, meta_of_config
 from .exported import is_model_file, load_model_file
 from .launch import CONFIG_HELP, load_config, require
 
@@ -191,64 +189,6 @@ def _inferencer_class(scope: str, exported: nn.Module | None) -> type[BaseInfere
             model.dataset_meta['palette'] = meta['palette']  # tuples, for mmdet to draw with
 
     return Inferencer
-
-
-def dataset_meta(cfg: Config, checkpoint: dict) -> dict:
-    """Names and colours of the classes: the checkpoint's, else the config's.
-
-    Raises:
-        LaunchError: There are none, or another number than the heads have.
-    """
-    theirs, ours = _meta_of_checkpoint(checkpoint), meta_of_config(cfg)
-    meta, who = (theirs, cfg.load_from) if theirs.get('classes') else (ours, 'the test set')
-    classes = list(meta.get('classes') or ())
-    if not classes:
-        raise LaunchError(
-            f'neither {cfg.load_from} nor the config names the classes: give them with '
-            "--cfg-options test_dataloader.dataset.metainfo.classes=\"['a','b']\""
-        )
-    for key, count in name_counts(cfg.model):
-        if count != len(classes):
-            raise LaunchError(
-                f'{who} has {len(classes)} classes ({some(classes)}), but the config says '
-                f'{key}={count}: give the config that {cfg.load_from} was trained with'
-            )
-    if ours.get('classes') and list(ours['classes']) != classes:
-        raise LaunchError(
-            f'{cfg.load_from} has the classes {some(classes)}, and the test set of the config has '
-            f'{some(ours["classes"])}: give the config that it was trained with'
-        )
-    colours = meta.get('palette') or ours.get('palette')
-    if not isinstance(colours, (list, tuple)) or len(colours) != len(classes):
-        colours = np.random.default_rng(0).integers(0, 256, (len(classes), 3)).tolist()
-    return dict(meta, classes=classes, palette=[tuple(colour) for colour in colours])
-
-
-def _meta_of_checkpoint(checkpoint: dict) -> dict:
-    """What the file says about its classes, as far as it is names and colours.
-
-    Raises:
-        LaunchError: Its classes are no names.
-    """
-    meta = checkpoint.get('meta')
-    meta = meta if isinstance(meta, dict) else {}
-    found = meta.get('dataset_meta')
-    if isinstance(found, dict):
-        found = {str(key).lower(): value for key, value in found.items()}
-    else:
-        found = dict(classes=meta.get('CLASSES'), palette=meta.get('PALETTE'))  # mmdet 2, mmseg 0
-    classes, palette = found.get('classes'), found.get('palette')
-    if classes is not None and not are_class_names(classes):
-        raise LaunchError('the classes that the checkpoint names are no printable names')
-    return dict(classes=classes, palette=palette if are_colours(palette) else None)
-
-
-def meta_of_config(cfg: Config) -> dict:
-    """What the config's test set says about its classes, without its files."""
-    dataset = cfg.test_dataloader.dataset
-    with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
-        kind = dataset.type if isinstance(dataset.type, type) else registry.get(dataset.type)
-    return dict(getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {}))
 
 
 def check_not_among(files: list[Path], folder: Path) -> None:

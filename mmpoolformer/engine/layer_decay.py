@@ -36,7 +36,8 @@ class MetaFormerLayerDecay(DefaultOptimWrapperConstructor):
             ``'layer_wise'``.
 
     Raises:
-        LaunchError: ``paramwise_cfg`` has something else, or the model has no MetaFormer.
+        LaunchError: ``paramwise_cfg`` has something else, the optimizer has no ``lr``, or the
+            model has no MetaFormer.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
@@ -53,6 +54,11 @@ class MetaFormerLayerDecay(DefaultOptimWrapperConstructor):
         if kind not in TYPES:
             raise LaunchError(f'decay_type={kind!r}: give one of {join(TYPES)}')
         super().__init__(optim_wrapper_cfg, given)
+        if self.base_lr is None:
+            raise LaunchError(
+                f'optim_wrapper.optimizer has no lr, which {type(self).__name__} multiplies: give '
+                'one, such as lr=1e-4'
+            )
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs) -> None:
         """Add a group for each layer, with weight decay and without; see mmengine.
@@ -79,13 +85,12 @@ class MetaFormerLayerDecay(DefaultOptimWrapperConstructor):
             steps = below.get(id(parameter), 0)
             decays = parameter.ndim > 1 and not name.endswith('.bias') and 'pos_embed' not in name
             group = groups.setdefault(
-                (steps, decays),
-                dict(
-                    params=[],
-                    lr=self.base_lr * rate**steps,
-                    weight_decay=self.base_wd if decays else 0.0,
-                ),
+                (steps, decays), dict(params=[], lr=self.base_lr * rate**steps)
             )
+            if not decays:
+                group['weight_decay'] = 0.0
+            elif self.base_wd is not None:  # else the optimizer's own
+                group['weight_decay'] = self.base_wd
             group['params'].append(parameter)
         params.extend(groups.values())
 

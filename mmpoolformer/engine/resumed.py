@@ -7,20 +7,22 @@ its memory, positions in a generator, attributes of schedulers, lists of files t
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..archs import is_integer, is_number
-from ..utils.errors import LaunchError, join
+from ..utils.errors import LaunchError, join, short
+from .dataset_meta import check_class_order
+from .resumed_schedule import FROM_WEIGHTS, LARGEST_COUNT, check_progress, check_schedulers
 
-LARGEST_COUNT = 2**53  # iterations
 LARGEST_SEED = 2**32
 MOST_KEPT = 10_000  # checkpoints
 MOST_NAMES = 5000  # in each part of the hub: mmengine compares each with all
@@ -32,7 +34,6 @@ IMPLEMENTATION = (
 )  # fmt: skip
 # Options by which the kind of an optimizer shows, in PyTorch's.
 KINDS = ('betas', 'eps', 'momentum', 'dampening', 'alpha', 'rho', 'lr_decay', 'lambd', 'etas')
-FROM_WEIGHTS = 'To start from its weights alone: --cfg-options load_from=FILE, without --resume'
 # States that have the shape of their parameter, in PyTorch's optimizers: some read them unchecked.
 SHAPED = frozenset((
     'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer', 'sum', 'square_avg', 'grad_avg',
@@ -72,7 +73,11 @@ def check_resumed(checkpoint: Any, runner: Runner) -> None:
                 f'it has no {key}, so it is not the checkpoint of a training. {FROM_WEIGHTS}'
             )
     check_meta(checkpoint['meta'])
-    _check_progress(checkpoint['meta'], runner)
+    check_progress(checkpoint, runner)
+    dataset = runner.train_loop.dataloader.dataset
+    warning = check_class_order(checkpoint, runner.cfg, dataset.metainfo.get('classes'))
+    if warning:
+        runner.logger.warning(warning)
     _check_hub(checkpoint['message_hub'])
     for key in ('state_dict', 'ema_state_dict'):
         if not all(isinstance(name, str) for name in checkpoint.get(key) or {}):
@@ -92,7 +97,7 @@ def check_resumed(checkpoint: Any, runner: Runner) -> None:
     if 'optimizer' in checkpoint:
         _check_wrapper(checkpoint['optimizer'], runner.optim_wrapper)
     if runner.param_schedulers and 'param_schedulers' in checkpoint:
-        _check_schedulers(checkpoint['param_schedulers'], runner.param_schedulers)
+        check_schedulers(checkpoint['param_schedulers'], runner)
 
 
 def check_same_model(weights: dict, model: nn.Module) -> None:
@@ -119,18 +124,6 @@ def check_same_model(weights: dict, model: nn.Module) -> None:
             )
 
 
-def _check_progress(meta: dict, runner: Runner) -> None:
-    """A run that is beyond its end would end at once, untrained and without a word."""
-    loop = runner.train_loop
-    key = 'iter' if hasattr(loop, 'dataloader_iterator') else 'epoch'
-    last = getattr(loop, f'max_{key}s')
-    if meta[key] > last:
-        raise LaunchError(
-            f'its meta.{key} is {meta[key]}, and the config trains up to {last}. To train on, set '
-            f'train_cfg.max_{key}s higher. {FROM_WEIGHTS}'
-        )
-
-
 def _own_containers(node: Any) -> Any:
     """A copy that shares no dictionary: hooks write into one after another was checked."""
     if isinstance(node, dict):
@@ -150,16 +143,16 @@ def check_meta(meta: Any) -> None:
         LaunchError: Names the entry that is wrong.
     """
     if not isinstance(meta, dict):
-        raise LaunchError(f'its meta is {_short(meta)}, not a dictionary')
+        raise LaunchError(f'its meta is {short(meta)}, not a dictionary')
     if _has_tensors(meta):  # a view would be copied with all that it is a view of
         raise LaunchError('its meta has tensors in it')
     for key in ('epoch', 'iter'):
         value = meta.get(key)
         if not is_integer(value) or not 0 <= value < LARGEST_COUNT:
-            raise LaunchError(f'its meta.{key} is {_short(value)}, which no run reaches')
+            raise LaunchError(f'its meta.{key} is {short(value)}, which no run reaches')
     seed = meta.get('seed')
     if seed is not None and not (is_integer(seed) and 0 <= seed < LARGEST_SEED):
-        raise LaunchError(f'its meta.seed is {_short(seed)}, which is no seed')
+        raise LaunchError(f'its meta.seed is {short(seed)}, which is no seed')
 
 
 def _has_tensors(node: Any) -> bool:
@@ -186,7 +179,7 @@ def _check_hub(hub: dict) -> None:
     info['keep_ckpt_ids'] = [step for step in kept if is_integer(step)]
     for name, value in info.items():
         if name.startswith('best_score') and not isinstance(value, (int, float, np.number)):
-            raise LaunchError(f'its {name} is {_short(value)}, not a number')
+            raise LaunchError(f'its {name} is {short(value)}, not a number')
 
 
 def _check_wrapper(state: Any, wrapper: OptimWrapper | OptimWrapperDict) -> None:
@@ -216,6 +209,7 @@ def _check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
             f'its optimizer has {len(groups)} groups of parameters, '
             f"the config's has {len(optimizer.param_groups)}"
         )
+    kept: list[str] = []
     places: list[tuple[Tensor, dict]] = []  # by the number that the states are named with
     for group, own in zip(groups, optimizer.param_groups):
         if not isinstance(group, dict) or not isinstance(group.get('params'), list):
@@ -232,11 +226,14 @@ def _check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
                 f'the config has not: it is of another kind. {FROM_WEIGHTS}'
             )
         group.update({key: own[key] for key in IMPLEMENTATION if key in own})
-        _check_options(group, own)
+        kept += _check_options(group, own)
         numbers = range(len(places), len(places) + len(own['params']))
         if not all(is_integer(a) and a == b for a, b in zip(group['params'], numbers)):
             raise LaunchError('its optimizer does not count its parameters in their order')
         places += [(parameter, own) for parameter in own['params']]
+    if kept:
+        message = f"its optimizer has {kept[0]}: it goes on with the checkpoint's. {FROM_WEIGHTS}"
+        print_log(message, logger='current', level=logging.WARNING)
     for number, entry in states.items():
         if (
             not isinstance(entry, dict)
@@ -270,32 +267,54 @@ def _needed(optimizer: torch.optim.Optimizer, group: dict) -> tuple[str, ...]:
     return (*names, 'max_exp_avg_sq') if names and group.get('amsgrad') else names
 
 
-def _check_options(group: dict, own: dict) -> None:
-    """Options keep the kind that they have in the config; what is missing is the config's."""
+def _check_options(group: dict, own: dict) -> list[str]:
+    """Options keep the kind that they have in the config; what is missing is the config's.
+
+    Returns:
+        What differs in numbers that nothing changes in a run.
+    """
+    kept = []
     for key in own:
         group.setdefault(key, own[key])
     for key, value in group.items():
         if key == 'params' or key not in own:
             continue
+        if key.startswith('initial_'):
+            _check_initial(key, value, own[key])
         if isinstance(own[key], bool) or own[key] is None:
             group[key] = own[key]
         elif isinstance(own[key], (int, float)):
             group[key] = _number(value, key)
+            is_scheduled = key == 'lr' or key.startswith('initial_') or f'initial_{key}' in own
+            if not is_scheduled and not math.isclose(group[key], own[key], rel_tol=1e-6):
+                kept.append(f'{key}={group[key]:g}, and the config {own[key]:g}')
         elif isinstance(own[key], (list, tuple)):
             values = value if isinstance(value, (list, tuple)) else ()
             if len(values) != len(own[key]):
-                raise LaunchError(f'its optimizer has {key}={_short(value)}, not {own[key]}')
+                raise LaunchError(f'its optimizer has {key}={short(value)}, not {own[key]}')
             group[key] = tuple(
                 part if part is None else _number(value, key)
                 for value, part in zip(values, own[key])
             )
             if key == 'betas' and not all(0 <= part < 1 for part in group[key]):
                 raise LaunchError(f'its optimizer has {key}={group[key]}, which are no decays')
+    return kept
+
+
+def _check_initial(key: str, value: Any, own: Any) -> None:
+    """What schedulers count from: mmengine goes on from the file's, whatever the config says."""
+    if is_number(value) and is_number(own) and not math.isclose(value, own, rel_tol=1e-6):
+        name = key.removeprefix('initial_')
+        raise LaunchError(
+            f"its optimizer began with {name}={value:g}, the config's with {own:g}, which would be "
+            f'passed over. Give the config the {name} that it had (with --auto-scale-lr, also the '
+            f'batch size and the number of processes). {FROM_WEIGHTS}'
+        )
 
 
 def _number(value: Any, key: str) -> float:
     if not is_number(value) or abs(value) > LARGEST_COUNT or math.isnan(value):
-        raise LaunchError(f'its optimizer has {key}={_short(value)}, not a number')
+        raise LaunchError(f'its optimizer has {key}={short(value)}, not a number')
     return float(value)
 
 
@@ -311,7 +330,7 @@ def _check_state(entry: dict, parameter: Tensor, of_torch: bool) -> None:
                 entry[name] = value.reshape(()).float().clone()
         elif value is not None and ((of_torch and name in SHAPED) or name in FACTORS):
             if not isinstance(value, Tensor):
-                raise LaunchError(f'its optimizer has {name}={_short(value)}')
+                raise LaunchError(f'its optimizer has {name}={short(value)}')
             shape = FACTORS[name](parameter.shape) if name in FACTORS else parameter.shape
             if value.shape != shape or not value.is_floating_point():
                 raise LaunchError(
@@ -323,53 +342,6 @@ def _check_state(entry: dict, parameter: Tensor, of_torch: bool) -> None:
 
 def _is_flat(value: Any) -> bool:
     return value is None or isinstance(value, (Tensor, bool, int, float, str))
-
-
-def _check_schedulers(found: Any, own: Any) -> None:
-    """Attributes that the run's own schedulers have, with values of the same kind."""
-    own = own if isinstance(own, dict) else {'': own}
-    found = found if isinstance(found, dict) else {'': found}
-    for name, schedulers in own.items():
-        states = found.get(name)
-        if not isinstance(states, list) or not all(isinstance(state, dict) for state in states):
-            raise LaunchError('its param_schedulers are none')
-        for state, scheduler in zip(states, schedulers):
-            known = scheduler.state_dict()
-            for key in [key for key in state if key not in known]:
-                del state[key]
-            for key, value in state.items():
-                if _is_of_the_config(known[key]):
-                    state[key] = known[key]
-                elif not _is_alike(value, known[key]):
-                    raise LaunchError(f'its scheduler has {key}={_short(value)}')
-                elif isinstance(known[key], float) and value is not None:
-                    state[key] = float(value)
-
-
-def _is_of_the_config(own: Any) -> bool:
-    """Names, switches, functions and the phases of OneCycleLR, which do not change in a run."""
-    if isinstance(own, (list, tuple)):
-        return not all(map(_is_count, own))
-    return isinstance(own, (str, bool)) or callable(own)
-
-
-def _is_alike(value: Any, own: Any) -> bool:
-    if own is None:  # not set yet
-        return value is None or _is_count(value)
-    if isinstance(own, (int, float)):
-        return value is None or _is_count(value)
-    if isinstance(own, dict):  # milestones
-        return isinstance(value, dict) and all(
-            _is_count(key) and is_integer(count) and 0 <= count < 100
-            for key, count in value.items()
-        )
-    if isinstance(own, (list, tuple)):
-        return isinstance(value, (list, tuple)) and all(map(_is_count, value))
-    return isinstance(value, type(own))
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, (int, float)) and abs(value) <= LARGEST_COUNT
 
 
 def check_random_state(state: Any) -> None:
@@ -396,7 +368,3 @@ def check_random_state(state: Any) -> None:
     following = int.from_bytes(torch_state[16:24], 'little')
     if not 0 < left <= MERSENNE or left + following > MERSENNE + 1:
         raise LaunchError(f"its random_state has position {following} in PyTorch's generator")
-
-
-def _short(value: Any) -> str:
-    return ascii(value)[:50] if isinstance(value, (int, float, str)) else type(value).__name__

@@ -26,6 +26,7 @@ from ..utils.errors import LaunchError, one_line
 from ..utils.files import replace_file
 from .checkpointing import POINTER, read_pointer
 from .resumed import check_random_state
+from .resumed_schedule import ITERATIONS_PER_EPOCH
 from .signals import Terminated
 
 
@@ -101,6 +102,8 @@ class ResumeHook(Hook):
             self.validated = runner.iter
         checkpoint['random_state'] = self.before_validation or random_state()
         checkpoint['validated'] = self.validated
+        if not hasattr(runner.train_loop, 'dataloader_iterator'):
+            checkpoint[ITERATIONS_PER_EPOCH] = len(runner.train_loop.dataloader)
         if self.gathered is not None:
             checkpoint['random_states'], self.gathered = self.gathered, None
 

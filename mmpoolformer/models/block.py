@@ -9,7 +9,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..ops import channel_mlp, channel_mlp_covers, pool_mix
-from .layers import Mlp, is_exact_gelu, is_watched, scale_parameter, scaled
+from .layers import Conv2d, Mlp, is_exact_gelu, is_hooked, is_watched, scale_parameter, scaled
 from .norms import is_foldable, is_over_one_group, one_group_norm
 from .token_mixers import Pooling
 
@@ -93,6 +93,7 @@ class MetaFormerBlock(BaseModule):
             and is_over_one_group(self.norm1)
             and self.layer_scale_1 is not None
             and self.res_scale_1 is None
+            and not is_hooked(self.token_mixer, self.token_mixer.pool, self.drop_path)
         )
 
     def _forward_fused(self, x: Tensor) -> Tensor:
@@ -108,7 +109,8 @@ class MetaFormerBlock(BaseModule):
                 mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias,
                 self.layer_scale_2, sample_scale, norm2.eps,
             )  # fmt: skip
-        return self._add_branch(x, mlp(one_group_norm(norm2, x, stats)), sample_scale)
+        normed = one_group_norm(norm2, x, stats) if is_over_one_group(norm2) else norm2(x)
+        return self._add_branch(x, mlp(normed), sample_scale)
 
     def _add_branch(self, x: Tensor, branch: Tensor, sample_scale: Tensor | None) -> Tensor:
         if self.deployed and sample_scale is None:
@@ -124,8 +126,11 @@ class MetaFormerBlock(BaseModule):
     def _mlp_is_covered(self, x: Tensor) -> bool:
         mlp = self.mlp
         return (
-            is_over_one_group(self.norm2)
+            type(mlp) is Mlp
+            and type(mlp.fc1) is type(mlp.fc2) is Conv2d
+            and is_over_one_group(self.norm2)
             and is_exact_gelu(mlp.act)
+            and not is_hooked(mlp, mlp.fc1, mlp.act, mlp.fc2, mlp.drop)
             and mlp.fc1.bias is not None
             and not (self.training and mlp.drop.p > 0)
             and channel_mlp_covers(x, mlp.fc1.weight, self.layer_scale_2)
@@ -145,10 +150,16 @@ class MetaFormerBlock(BaseModule):
         Raises:
             RuntimeError: Names the part and the remedy.
         """
+        if type(self.mlp).forward is not Mlp.forward:
+            raise RuntimeError(
+                f'switch_to_deploy cannot fold mlp, a {type(self.mlp).__name__}: it folds into the '
+                'convolutions of Mlp alone. Leave the backbone as it is'
+            )
         parts = {'mlp.fc1': self.mlp.fc1, 'mlp.fc2': self.mlp.fc2, 'norm2': self.norm2}
         for name, part in parts.items():
             names = ('weight', 'bias') if hasattr(part, 'weight') else ()
-            if any(key not in part._parameters for key in names):
+            is_wrapped = name != 'norm2' and type(part).forward is not Conv2d.forward
+            if is_wrapped or any(key not in part._parameters for key in names):
                 raise RuntimeError(
                     f'switch_to_deploy cannot fold {name}, a {type(part).__name__} whose weight is '
                     'no parameter of its own: it is parametrised or wrapped. First call '

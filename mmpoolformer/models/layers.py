@@ -8,7 +8,7 @@ from mmengine.model import trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.module import _global_forward_hooks
+from torch.nn.modules.module import _global_forward_hooks, _has_any_global_hook
 
 
 class Conv2d(nn.Conv2d):
@@ -145,6 +145,17 @@ def scaled(x: Tensor, scale: Tensor | None) -> Tensor:
 def is_watched(*modules: nn.Module) -> bool:
     """Whether a hook may keep what a module returns, which then must not be written over."""
     return bool(_global_forward_hooks) or any(module._forward_hooks for module in modules)
+
+
+def is_hooked(*modules: nn.Module) -> bool:
+    """Whether a call of a module does more than its forward, so that it must be called."""
+    return _has_any_global_hook() or any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        for module in modules
+    )
 
 
 def is_exact_gelu(act: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..archs import Arch
 from ..ops import group_norm
+from .layers import is_hooked
 
 
 @MODELS.register_module()
@@ -65,22 +66,33 @@ class NormCfgs(NamedTuple):
         )
 
 
-# What the norm of a block is asked, be it one of these or another that norm_cfg names.
+# What the norm of a block is asked, be it one of these or another that norm_cfg names. A class of
+# one's own that computes something else, or a hook, is asked nothing: the norm is called.
 
 
 def is_over_one_group(norm: nn.Module) -> bool:
     """Whether it is GroupNorm with one group and its affine part, which the ops compute."""
-    return isinstance(norm, nn.GroupNorm) and norm.num_groups == 1 and norm.bias is not None
+    is_plain = _is_group_norm(norm) and not is_hooked(norm)
+    return is_plain and norm.num_groups == 1 and norm.bias is not None
 
 
 def is_over_channels(norm: nn.Module) -> bool:
     """Whether it takes the channels of a position, which lie together in channels-last."""
-    return isinstance(norm, ChannelLayerNorm)
+    return _computes(norm, ChannelLayerNorm)
 
 
 def is_foldable(norm: nn.Module) -> bool:
     """Whether it has a weight per channel that a convolution behind it can take over."""
-    return isinstance(norm, (nn.GroupNorm, ChannelLayerNorm)) and norm.weight is not None
+    return (_is_group_norm(norm) or is_over_channels(norm)) and norm.weight is not None
+
+
+def _is_group_norm(norm: nn.Module) -> bool:
+    return _computes(norm, nn.GroupNorm) or _computes(norm, OneGroupNorm)
+
+
+def _computes(norm: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling a norm is what calling one of that class is."""
+    return type(norm).forward is kind.forward and 'forward' not in vars(norm)
 
 
 def one_group_norm(norm: nn.Module, x: Tensor, stats: Tensor | None = None) -> Tensor:

@@ -51,3 +51,8 @@ def some(names: Iterable) -> str:
     names = list(names)
     more = f', … ({len(names)} in all)' if len(names) > SHOWN else ''
     return join(names[:SHOWN]) + more
+
+
+def short(value: object) -> str:
+    """A value that a file gives, in a message: numbers and texts shortened, of others the type."""
+    return ascii(value)[:50] if isinstance(value, (int, float, str)) else type(value).__name__

@@ -11,6 +11,7 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 
 from mmpoolformer.datasets import ERROR, WARNING
+from mmpoolformer.datasets.evaluation import check_evaluation
 from mmpoolformer.datasets.fit import check_categories, check_fit, read_categories
 
 RETINANET = CONFIGS / 'detection' / 'retinanet_poolformer-s12_fpn_digits.py'
@@ -140,6 +141,82 @@ def test_two_orders_of_the_same_categories(change, words, digits_root, tmp_path,
         assert all(word in message for word in words), message
 
 
+def score_another_file(cfg, root):
+    cfg.val_evaluator.ann_file = f'{root}/annotations/instances_training.json'
+
+
+def rename_the_images(cfg, root):
+    file = root / 'annotations' / 'instances_validation.json'
+    cfg.val_evaluator.ann_file = str(shutil.copy(file, root / 'in.json'))
+    coco = json.loads(file.read_text())
+    coco['images'][0]['file_name'] = 'other.png'
+    (root / 'in.json').write_text(json.dumps(coco))
+
+
+def score_more_images(cfg, root):
+    joined = json.loads((root / 'annotations' / 'instances_validation.json').read_text())
+    joined['images'].append(dict(joined['images'][0], id=10**6, file_name='never_shown.png'))
+    (root / 'annotations' / 'joined.json').write_text(json.dumps(joined))
+    cfg.val_evaluator.ann_file = f'{root}/annotations/joined.json'
+
+
+def score_fewer_images(cfg, root):
+    part = json.loads((root / 'annotations' / 'instances_validation.json').read_text())
+    part['images'].pop(0)
+    (root / 'annotations' / 'part.json').write_text(json.dumps(part))
+    cfg.val_evaluator = [cfg.val_evaluator, dict(cfg.val_evaluator)]
+    cfg.val_evaluator[1].ann_file = f'{root}/annotations/part.json'
+
+
+def join_sets_of_the_same_ids(cfg, root):
+    first = cfg.val_dataloader.dataset
+    second = dict(first.to_dict(), ann_file='annotations/instances_training.json')
+    cfg.val_dataloader.dataset = dict(type='ConcatDataset', datasets=[first, second])
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (score_another_file, ['another file is scored', 'other boxes', 'instances_training']),
+        (rename_the_images, ["image 0 is another one, '00000.jpg' and not 'other.png'", 'in.json']),
+        (score_more_images, ['1 of 3 images of', 'never_shown.png', 'would count as missed']),
+        (score_fewer_images, ['val_evaluator.1.ann_file', 'there are other images', 'part.json']),
+        (join_sets_of_the_same_ids, ['another file is scored', 'instances_training']),
+    ],
+)
+def test_a_metric_that_reads_other_images_than_the_data_set(
+    change, words, digits_root, tmp_path, capsys
+):
+    root = shutil.copytree(digits_root, tmp_path / 'digits')
+    for message in refusals(RETINANET, root, tmp_path, capsys, lambda cfg: change(cfg, root)):
+        assert all(word in message for word in words), message
+
+
+def test_a_metric_of_each_joined_data_set_reads_its_file(digits_root):
+    cfg = Config.fromfile(RETINANET)
+    init_default_scope('mmdet')
+    leaf, metric = cfg.val_dataloader.dataset.to_dict(), cfg.val_evaluator.to_dict()
+    leaf['data_root'] = f'{digits_root}/'
+    names = ['training', 'validation']
+    files = [f'{digits_root}/annotations/instances_{name}.json' for name in names]
+    leaves = [dict(leaf, ann_file=file) for file in files]
+    cfg.val_dataloader.dataset = dict(type='ConcatDataset', datasets=leaves)
+    metrics = [dict(metric, ann_file=file) for file in files]
+    cfg.val_evaluator = dict(type='MultiDatasetsEvaluator', metrics=metrics, dataset_prefixes=names)
+    assert list(check_evaluation(cfg)) == []
+
+
+def test_copies_of_a_file_are_the_same_images(digits_root, tmp_path):
+    cfg = Config.fromfile(RETINANET)
+    file = digits_root / 'annotations' / 'instances_validation.json'
+    cfg.val_dataloader.dataset.update(data_root='', ann_file=str(file))
+    cfg.val_evaluator.ann_file = str(shutil.copy(file, tmp_path / 'copy.json'))
+    cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
+    assert list(check_evaluation(cfg)) == []
+    cfg.test_dataloader.dataset.update(test_mode=False, filter_cfg=dict(filter_empty_gt=True))
+    assert {problem.level for problem in check_evaluation(cfg)} == {WARNING}
+
+
 def test_box_and_mask_heads_of_different_sizes(digits_root, tmp_path, capsys):
     def change(cfg):
         cfg.model.roi_head.mask_head.num_classes = 80
@@ -249,3 +326,12 @@ def test_categories_are_found_wherever_they_stand(where, tmp_path):
     assert [p.kind for p in check_categories(tmp_path / 'a.json', ('ä', 'b'))] == [
         'classes in another order'
     ]
+
+
+def test_a_character_at_the_end_of_what_is_read_of_a_large_file(tmp_path):
+    categories = '"categories":[{"id":1,"name":"b"},{"id":2,"name":"a"}]'
+    for start in ('', 'x'):  # one of them cuts an "ä"
+        text = f'{{{categories},"info":"{start}{"ä" * 2**23}","images":[],"annotations":[]}}'
+        (tmp_path / 'a.json').write_text(text, encoding='utf-8')
+        (problem,) = check_categories(tmp_path / 'a.json', ('a', 'b'))
+        assert problem.kind == 'classes in another order'

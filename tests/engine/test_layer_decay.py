@@ -141,6 +141,26 @@ def test_bad_arguments(paramwise, words):
     assert all(word in str(error.value) for word in words)
 
 
+def test_a_rate_that_is_not_given_is_refused():
+    with pytest.raises(LaunchError, match='optimizer has no lr'):
+        MetaFormerLayerDecay(dict(optimizer=dict(type='AdamW')), dict(decay_rate=0.9))
+
+
+@pytest.mark.parametrize('kind, default', [('SGD', 0.0), ('AdamW', 0.01)])
+def test_a_weight_decay_that_is_not_given_is_the_optimizers(kind, default):
+    wrapper = build_optim_wrapper(
+        Detector(PoolFormer(dict(layers=(1,) * 4, embed_dims=(8, 8, 8, 8)))),
+        dict(
+            constructor='MetaFormerLayerDecay',
+            paramwise_cfg=dict(decay_rate=0.5),
+            optimizer=dict(type=kind, lr=LR),
+        ),
+    )
+    for group in wrapper.optimizer.param_groups:
+        for parameter in group['params']:
+            assert group['weight_decay'] == (default if parameter.ndim > 1 else 0.0)
+
+
 def test_a_model_without_a_metaformer_is_refused():
     constructor = MetaFormerLayerDecay(
         dict(optimizer=dict(type='SGD', lr=LR)), dict(decay_rate=0.9)

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from unittest import mock
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from mmpoolformer import PoolFormer
-from mmpoolformer.models.layers import Mlp
+from mmpoolformer.models import block
+from mmpoolformer.models.layers import Conv2d, Mlp
 
 MLP_PARTS = (Mlp, nn.Conv2d, nn.GELU, nn.Dropout)
 
@@ -57,13 +59,11 @@ def test_autocast_is_as_near_to_float64_as_the_plain_definition(image):
 
 
 def is_fused(model, image, training=False):
-    """Whether the blocks compute no norm by itself."""
-    calls = []
-    hook = model.network[0][0].norm1.register_forward_hook(lambda *_: calls.append(1))
-    with torch.set_grad_enabled(training):
+    """Whether the blocks compute with the package's operation."""
+    operation = mock.Mock(wraps=block.pool_mix)
+    with mock.patch.object(block, 'pool_mix', operation), torch.set_grad_enabled(training):
         model(image)
-    hook.remove()
-    return not calls
+    return operation.called
 
 
 def test_path_can_be_asked_and_set(image):
@@ -203,6 +203,75 @@ def test_what_a_hook_keeps_of_the_mlp_is_not_written_over(part, image):
     assert len(seen['plain']) > 0
     for actual, expected in zip(seen['fused'], seen['plain'], strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    'part',
+    [
+        *('blocks.1.norm1', 'blocks.1.token_mixer', 'blocks.1.token_mixer.pool'),
+        *('blocks.1.norm2', 'blocks.1.drop_path', 'norm2'),
+    ],
+)
+@pytest.mark.parametrize('kind', ['forward', 'forward_pre', 'full_backward'])
+def test_what_has_a_hook_is_called(kind, part, image):
+    model = build('fused')
+    expected = model(image)
+    first, *names = part.split('.')
+    module = model.blocks[int(names.pop(0))] if first == 'blocks' else model.get_submodule(first)
+    module, calls = module.get_submodule('.'.join(names)), []
+    getattr(module, f'register_{kind}_hook')(lambda *_: calls.append(1))
+    features = model(image)
+    sum(feature.sum() for feature in features).backward()
+    assert calls
+    assert_features_close(features, expected)
+
+
+class Doubled(nn.GroupNorm):
+    """A norm of one's own, whose forward is not GroupNorm's."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize('place', ['norm1', 'norm2', 'output'])
+def test_a_subclass_of_the_norm_is_computed_by_its_own_forward(place, image):
+    features = {}
+    for form in ('plain', 'fused', 'folded'):
+        model = build('plain' if form == 'plain' else 'fused').eval()
+        for blocks in (model.blocks,) if place != 'output' else ():
+            for part in blocks:
+                setattr(part, place, Doubled(1, part.norm1.num_channels))
+        if place == 'output':
+            model.norm6 = Doubled(1, model.norm6.num_channels)
+        if form == 'folded':
+            model.switch_to_deploy()
+        features[form] = model(image)
+    assert_features_close(features['fused'], features['plain'])
+    assert_features_close(features['folded'], features['plain'])
+    assert (features['plain'][-1] - build('plain').eval()(image)[-1]).abs().max() > 0.1
+
+
+class Adapted(Conv2d):
+    """A convolution with an adapter beside it, as LoRA has one."""
+
+    def forward(self, x):
+        return super().forward(x) + x.mean()
+
+
+class OtherMlp(Mlp):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize('part, kind', [('fc1', Adapted), ('fc2', Adapted), ('mlp', OtherMlp)])
+def test_deploy_is_refused_for_an_mlp_of_another_forward(part, kind, image):
+    model = build().eval()
+    mlp = model.blocks[-1].mlp
+    (mlp if part == 'mlp' else getattr(mlp, part)).__class__ = kind
+    expected = model(image)
+    with pytest.raises(RuntimeError, match=f'{part}, a {kind.__name__}'):
+        model.switch_to_deploy()
+    assert_features_close(model(image), expected)
 
 
 def test_deploy_is_refused_in_training():

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from tiny_models import DIGITS, save_tiny_model, save_video
 
 from mmpoolformer.adapt.zoo import find_config
-from mmpoolformer.engine.inference import dataset_meta
+from mmpoolformer.engine.dataset_meta import dataset_meta
 from mmpoolformer.utils.errors import LaunchError
 
 ANY_SCORE = ['--device', 'cpu', '--score-thr', 0]

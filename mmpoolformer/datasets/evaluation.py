@@ -1,0 +1,126 @@
+"""Is a model scored on the images that it is shown? Data sets and the files that metrics read.
+
+mmdet's metrics look up the true boxes by the ids of images, whatever images have them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+
+from ..utils.config_tree import type_of, walk
+from .problems import ERROR, WARNING, Problem
+from .readers import annotation_file, is_leaf
+
+JOINED = 'MultiDatasetsEvaluator'  # has a metric for each data set
+REMEDY = 'Give the metric the ann_file of its data set'
+
+
+class Image(NamedTuple):
+    """What an annotation file says about an image.
+
+    Attributes:
+        name: Without folders.
+        size: Width and height in pixels.
+        boxes: Category, x, y, width and height of each object.
+    """
+
+    name: str
+    size: tuple[int, int]
+    boxes: list[tuple]
+
+
+def check_evaluation(cfg: Config) -> Iterator[Problem]:
+    """Compare the images of data sets with those of the files that their metrics read.
+
+    Args:
+        cfg: A complete config.
+
+    Yields:
+        Errors, and a warning for images that are left out before they are predicted.
+    """
+    for split in ('val', 'test'):
+        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
+        leaves = [node for _, node in walk(dataset) if is_leaf(node) and node.get('ann_file')]
+        evaluator = cfg.get(f'{split}_evaluator')
+        metrics = list(walk(evaluator, (f'{split}_evaluator',)))
+        metrics = [(path, node) for path, node in metrics if isinstance(node.get('ann_file'), str)]
+        if not leaves or not metrics:
+            continue
+        files = [annotation_file(node) for node in leaves]
+        for path, node in metrics:
+            where = '.'.join(map(str, (*path, 'ann_file')))
+            one_each = type_of(evaluator) == JOINED
+            yield from _check_metric(Path(node['ann_file']), files, where, one_each)
+        if any(node.get('filter_cfg') and not node.get('test_mode') for node in leaves):
+            detail = (
+                'filter_cfg leaves images out that the metric has: they are not predicted, and '
+                'their objects count as missed. Set test_mode=True'
+            )
+            yield Problem(WARNING, 'images that are not evaluated', f'{split}_dataloader', detail)
+
+
+def _check_metric(
+    file: Path, files: list[Path], where: str, one_each: bool
+) -> Iterator[Problem]:  # fmt: skip
+    """Compare a metric's file with those of the data sets, one of them or all."""
+    are_same = [file.resolve() == other.resolve() for other in files]
+    if all(are_same) or (one_each and any(are_same)):
+        return
+    truth, shown = _images(file), [_images(other) for other in files]
+    if truth is None or None in shown:
+        return  # other formats; what is wrong with a file itself is said elsewhere
+    differences = [_difference(truth, images) for images in shown]
+    if one_each and None in differences:
+        return
+    for other, difference in zip(files, differences):
+        if difference is not None:
+            detail = (
+                f'{difference} in {other}, which images are shown from, than in {file}, which the '
+                f'metric takes the true boxes from. {REMEDY}'
+            )
+            yield Problem(ERROR, 'another file is scored', where, detail)
+            return
+    missed = [image.name for number, image in truth.items() if not any(number in s for s in shown)]
+    if missed:
+        detail = (
+            f'{len(missed)} of {len(truth)} images of {file}, such as {missed[0]!a}, are in no '
+            f'data set: their objects would count as missed. {REMEDY}'
+        )
+        yield Problem(ERROR, 'images that are never shown are scored', where, detail)
+
+
+def _difference(truth: dict[Any, Image], shown: dict[Any, Image]) -> str | None:
+    """What is another thing in two files, of the images that are shown."""
+    has_boxes = any(image.boxes for image in shown.values())  # else a list of images alone
+    for number, image in shown.items():
+        other = truth.get(number)
+        if other is None:
+            return f'there are other images, such as {number!a} ({image.name!a}),'
+        if (image.name, image.size) != (other.name, other.size):
+            return f'image {number!a} is another one, {image.name!a} and not {other.name!a},'
+        if has_boxes and sorted(image.boxes) != sorted(other.boxes):
+            return f'image {number!a} ({image.name!a}) has other boxes'
+    return None
+
+
+def _images(path: Path) -> dict[Any, Image] | None:
+    """The images of a file of COCO's form by their ids; ``None`` for a file of another form."""
+    images = {}
+    try:
+        content = json.loads(path.read_bytes())
+        for image in content['images']:
+            name = str(image.get('file_name') or image['coco_url']).rsplit('/', 1)[-1]
+            size = image.get('width'), image.get('height')
+            images[image['id']] = Image(name, size, [])
+        for annotation in content.get('annotations') or ():
+            if 'bbox' in annotation and annotation.get('image_id') in images:  # panoptic have none
+                box = (annotation['category_id'], *annotation['bbox'])
+                images[annotation['image_id']].boxes.append(box)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return images

@@ -1,0 +1,163 @@
+"""Schedules of resumed runs: from where the checkpoint stands they go on as the config says."""
+
+import re
+import shutil
+
+import pytest
+import torch
+from helpers import run_tool, tool_error, write_tiny_config
+
+FOUR = 'train_cfg.max_epochs=4'  # of two iterations
+TWO = 'train_cfg.max_epochs=2'
+
+
+@pytest.fixture(scope='module')
+def half(digits_root, tmp_path_factory):
+    """A run of two of four epochs, whose learning rate drops after the third."""
+    folder = tmp_path_factory.mktemp('half')
+    config = write_tiny_config(folder, 'by_epoch', digits_root)
+    text = config.read_text().replace('milestones=[2]', 'milestones=[3]')
+    config.write_text(f'{text}\noptim_wrapper = dict(optimizer=dict(lr=1e-3))\n')
+    run_tool('train', config, '--work-dir', folder / 'work', '--cfg-options', TWO)
+    return config
+
+
+@pytest.fixture
+def resume(half, tmp_path):
+    """Change the config and perhaps the checkpoint, and go on; how it ends."""
+
+    def go_on(old='', new='', options=(), change=None):
+        text = half.read_text()
+        assert old in text
+        (tmp_path / 'changed.py').write_text(text.replace(old, new) if old else text)
+        work = shutil.copytree(half.parent / 'work', tmp_path / 'work')
+        contents = torch.load(work / 'epoch_2.pth', weights_only=False)
+        if change is not None:
+            change(contents)
+        torch.save(contents, work / 'epoch_2.pth')
+        args = 'train', tmp_path / 'changed.py', '--work-dir', work
+        run_tool(*args, '--resume', work / 'epoch_2.pth', '--cfg-options', FOUR, *options)
+        return torch.load((work / 'last_checkpoint').read_text().strip(), weights_only=False)
+
+    return go_on
+
+
+def lr(contents):
+    return contents['optimizer']['param_groups'][0]['lr']
+
+
+def log_of(tmp_path):
+    return ''.join(path.read_text() for path in (tmp_path / 'work').glob('*/*.log'))
+
+
+def test_the_same_schedule_goes_on_without_a_word(resume, tmp_path):
+    resume(options=[TWO])
+    assert 'another schedule' not in log_of(tmp_path)
+
+
+@pytest.mark.parametrize('milestone', [2, 3])
+def test_a_longer_training_drops_its_rate_where_the_config_says(milestone, resume, tmp_path):
+    """At 2, the end of the shorter one, mmengine would pass over the drop."""
+    contents = resume('milestones=[3]', f'milestones=[{milestone}]')
+    assert lr(contents) == pytest.approx(1e-4) and contents['meta']['iter'] == 8
+    assert contents['param_schedulers'][0]['last_step'] == 3
+    assert 'end 2 → 4' in log_of(tmp_path)
+
+
+def test_later_milestones_of_the_config_come(resume, tmp_path):
+    contents = resume('milestones=[3]', 'milestones=[4, 5]', ['train_cfg.max_epochs=6'])
+    assert lr(contents) == pytest.approx(1e-5)
+    assert 'another schedule than the checkpoint: milestones 3 → 4, 5' in log_of(tmp_path)
+
+
+def test_a_later_end_of_the_config_is_reached(half, tmp_path, digits_root):
+    """A polynomial that ended after two epochs goes on to the end of the config."""
+    schedule = "dict(type='PolyLR', by_epoch=True, eta_min=1e-6, power=1, begin=0, end=END)"
+    base = re.sub(r'param_scheduler = .*', f'param_scheduler = [{schedule}]', half.read_text())
+    for end, more in ((3, []), (5, ['--resume'])):
+        (tmp_path / 'poly.py').write_text(base.replace('end=END', f'end={end}'))
+        options = ['--cfg-options', f'train_cfg.max_epochs={end - 1}']
+        run_tool('train', tmp_path / 'poly.py', '--work-dir', tmp_path / 'work', *more, *options)
+        contents = torch.load(tmp_path / 'work' / f'epoch_{end - 1}.pth', weights_only=False)
+        (scheduler,) = contents['param_schedulers']
+        assert scheduler['end'] == end and scheduler['last_step'] == end - 1
+    assert 'end 3 → 5' in log_of(tmp_path)
+
+
+def test_another_learning_rate_is_refused(resume, capsys):
+    with pytest.raises(SystemExit, match=r'began with lr=0\.001, the config.s with 0\.01'):
+        resume('lr=1e-3', 'lr=1e-2')
+
+
+def test_another_number_of_schedulers_is_refused(resume):
+    with pytest.raises(SystemExit, match='it has 1 param_scheduler, the config 2'):
+        resume('param_scheduler = [', "param_scheduler = [dict(type='ConstantLR', end=1),")
+
+
+def test_an_unscheduled_option_that_differs_is_said(resume, tmp_path):
+    contents = resume('lr=1e-3', 'lr=1e-3, weight_decay=0.5')
+    assert contents['optimizer']['param_groups'][0]['weight_decay'] != 0.5
+    assert 'its optimizer has weight_decay=' in log_of(tmp_path)
+
+
+ONE = 'train_dataloader.batch_size=1'  # and four iterations an epoch
+
+
+@pytest.mark.parametrize('known', [True, False], ids=['known', 'computed'])
+def test_epochs_of_other_lengths_are_counted_anew(known, resume, tmp_path):
+    def forget(contents):
+        if not known:
+            del contents['iterations_per_epoch']
+
+    contents = resume(options=[ONE], change=forget)
+    assert (contents['meta']['epoch'], contents['meta']['iter']) == (4, 16)
+    assert lr(contents) == pytest.approx(1e-4)
+    assert 'its epochs have 2 iterations, those of the config 4' in log_of(tmp_path)
+
+
+def test_schedules_in_iterations_of_other_epochs_are_refused(resume):
+    converted = 'milestones=[3], convert_to_iter_based=True'
+    with pytest.raises(SystemExit, match=r'counts in them \(convert_to_iter_based\)'):
+        resume('milestones=[3]', converted, [ONE])
+
+
+@pytest.mark.parametrize('known', [True, False], ids=['known', 'computed'])
+def test_the_middle_of_an_epoch_of_another_length_is_refused(known, resume):
+    def interrupt(contents):
+        contents['meta'].update(iter=3, epoch=1, interrupted=True)
+        if not known:
+            del contents['iterations_per_epoch']
+
+    remedy = 'in the middle of epoch 2. Train with the batch size'
+    with pytest.raises(SystemExit, match=remedy):
+        resume(options=[ONE], change=interrupt)
+
+
+def test_classes_in_another_order_are_refused(resume):
+    def permute(contents):
+        meta = contents['meta']['dataset_meta']
+        meta['classes'] = meta['classes'][::-1]
+
+    with pytest.raises(SystemExit, match=r'would be taken for another class'):
+        resume(change=permute)
+
+
+def test_classes_of_other_names_are_said(resume, tmp_path):
+    def rename(contents):
+        meta = contents['meta']['dataset_meta']
+        meta['classes'] = [f'{name} of old' for name in meta['classes']]
+
+    resume(change=rename)
+    assert 'they are taken for the same, one by one' in log_of(tmp_path)
+
+
+def test_a_checkpoint_of_other_classes_is_not_tested(half, tmp_path, capsys):
+    contents = torch.load(half.parent / 'work' / 'epoch_2.pth', weights_only=False)
+    meta = contents['meta']['dataset_meta']
+    meta['classes'] = (meta['classes'][1], meta['classes'][0], *meta['classes'][2:])
+    torch.save(contents, tmp_path / 'permuted.pth')
+    message = tool_error(
+        capsys, 'test', half, tmp_path / 'permuted.pth', '--work-dir', tmp_path / 'work'
+    )
+    assert 'permuted.pth does not fit the test set' in message
+    assert 'would be taken for another class' in message
