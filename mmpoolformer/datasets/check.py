@@ -20,11 +20,18 @@ from ..registry import import_custom_modules
 from ..utils.config_tree import walk
 from ..utils.errors import LaunchError, one_line
 from .coco import check_coco
-from .fit import SPLITS, annotation_file, check_fit
+from .fit import SPLITS, check_fit
 from .images import check_image
 from .label_maps import check_pair
 from .problems import ERROR, Problem
-from .readers import classes_of, has_coco_annotations, is_leaf, kept_ratio_scales, loads_masks
+from .readers import (
+    annotation_file,
+    classes_of,
+    has_coco_annotations,
+    is_leaf,
+    kept_ratio_scales,
+    loads_masks,
+)
 
 
 def check_config(

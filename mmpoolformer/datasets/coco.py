@@ -36,6 +36,13 @@ def check_coco(
         return [Problem(ERROR, 'annotations cannot be read', where, error.strerror or '')], []
     except (ValueError, RecursionError) as error:
         return [Problem(ERROR, 'broken JSON', where, one_line(error))], []
+    return check_content(coco, where, image_folder, classes, with_masks)
+
+
+def check_content(
+    coco: Any, where: str, image_folder: Path, classes: tuple[str, ...] | None, with_masks: bool
+) -> tuple[list[Problem], list[tuple[Path, tuple[int, int]]]]:
+    """Check what a COCO annotation file holds, as :func:`check_coco` does."""
     parts = ('images', 'annotations', 'categories')
     if not isinstance(coco, dict) or not all(isinstance(coco.get(k), list) for k in parts):
         detail = f'it needs the lists {", ".join(parts)}'

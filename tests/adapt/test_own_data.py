@@ -231,6 +231,36 @@ BAD_COCO = {
         ['too few', 'val_annotations'],
     ),
     'no images': (rewrite(lambda c: c.update(images=[])), ['images']),
+    'a number': (lambda folder: (folder / 'all.json').write_text('5'), ['no COCO annotations']),
+    'a list': (lambda folder: (folder / 'all.json').write_text('[1]'), ['no COCO annotations']),
+    'lists without end': (
+        lambda folder: (folder / 'all.json').write_text('[' * 200_000),
+        ['file of COCO'],
+    ),
+    'images that are numbers': (rewrite(lambda c: c.update(images=[1, 2])), ['image 0', 'no int']),
+    'images by name': (rewrite(lambda c: c.update(images=dict(a=1))), ['needs the lists images']),
+    'an image without id': (rewrite(lambda c: c['images'][3].pop('id')), ['image 3', 'integer id']),
+    'ids of two kinds': (rewrite(lambda c: c['images'][3].update(id='3')), ['image 3', 'integer']),
+    'annotations that are none': (
+        rewrite(lambda c: c.update(annotations=None)),
+        ['needs the lists', 'annotations'],
+    ),
+    'annotations that are numbers': (
+        rewrite(lambda c: c.update(annotations=[1])),
+        ['annotation at position 0'],
+    ),
+    'a box that is none': (
+        rewrite(lambda c: c['annotations'][0].update(bbox=[1, 2, 'x', 4])),
+        ['broken box', 'bbox [1, 2'],
+    ),
+    'long names': (
+        rewrite(lambda c: [image.update(file_name='x' * 5000) for image in c['images']]),
+        ['none of the 10 images', 'xxx'],
+    ),
+    'categories that are numbers': (
+        rewrite(lambda c: c.update(categories=[1])),
+        ['broken category'],
+    ),
     'no folder': (
         lambda folder: (folder / 'images').rename(folder / 'gone'),
         ['no folder', 'images'],

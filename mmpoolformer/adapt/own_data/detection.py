@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from pathlib import Path
 
-from ...datasets.fit import read_categories
+from ...datasets.coco import check_content
+from ...datasets.problems import ERROR
 from ...utils.config_tree import type_of, walk
-from ...utils.errors import join
+from ...utils.errors import first_line, some
 from ..edit import Edit
 from .box_files import to_coco_file
 from .errors import OwnDataError
@@ -32,21 +35,17 @@ def coco_data(
             )
         classes = class_names(classes)
     train = _part(images, 'images', annotations, classes, with_masks)
-    path = train.annotations
-    content = _content(path)
-    classes = _classes(path)
-    _check_images(train.images, content)
+    content, classes = _content(train)
     if val_annotations is not None:
         val_images = val_images if val_images is not None else images
         val = _part(val_images, 'val_images', val_annotations, classes, with_masks)
-        found = _classes(val.annotations)
+        _, found = _content(val)
         if found != classes:
             raise OwnDataError(
-                f'{val.annotations} has the categories {join(found)}, and {path} has '
-                f'{join(classes)}: mmdet would evaluate one class as another. Write both with the '
+                f'{val.annotations} has the categories {some(found)}, and {train.annotations} has '
+                f'{some(classes)}: mmdet would evaluate one class as another. Write both with the '
                 'same list of categories'
             )
-        _check_images(val.images, _content(val.annotations))
         count = len(content['images'])
     else:
         train, val, count = _split(train, content, share, seed)
@@ -69,42 +68,35 @@ def _part(images, option: str, annotations, classes, with_masks: bool) -> Part:
     return Part(found, path, note=note)
 
 
-def _content(path: Path) -> dict:
+def _content(part: Part) -> tuple[dict, tuple[str, ...]]:
+    """What a COCO file holds, and its classes in its order."""
+    path = part.annotations
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OwnDataError(
-            f'annotations: {path} cannot be read as a file of COCO: {error}'
+            f'annotations: {path} cannot be read as a file of COCO: {first_line(error)}'
         ) from error
-    missing = [key for key in ('images', 'annotations', 'categories') if key not in content]
-    if missing or not content['images']:
+    found, images = check_content(content, str(path), part.images, None, with_masks=False)
+    errors = [problem for problem in found if problem.level == ERROR]
+    if errors:
+        _, kind, where, detail = map(first_line, errors[0])
+        more = f' ({len(errors)} errors in all)' if len(errors) > 1 else ''
         raise OwnDataError(
-            f'{path} has no {" and no ".join(missing) or "images"}: it needs the lists images, '
-            'annotations and categories of COCO'
+            f'annotations: {where}: {kind}: {detail}{more}. It needs the lists images, annotations '
+            'and categories as COCO has them'
         )
-    return content
-
-
-def _check_images(images: Path, content: dict) -> None:
-    names = [str(image.get('file_name')) for image in content['images']]
-    if not any((images / name).is_file() for name in names):
-        raise OwnDataError(
-            f'none of the {len(names)} images of the annotations is in {images}, such as {names[0]}'
-        )
-
-
-def _classes(path: Path) -> tuple[str, ...]:
-    try:
-        names = tuple(str(category['name']) for category in read_categories(path))
-    except OSError as error:
-        raise OwnDataError(f'annotations: {path} cannot be read: {error}') from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise OwnDataError(f'{path} has no categories as COCO writes them: {error}') from error
-    twice = sorted({name for name in names if names.count(name) > 1})
+    names = tuple(category['name'] for category in content['categories'])
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if not names or twice:
         what = f'the category {twice[0]!r} twice' if twice else 'no category'
         raise OwnDataError(f'{path} has {what}: give each class one category')
-    return names
+    if not any(os.path.isfile(image) for image, _ in images):
+        raise OwnDataError(
+            f'none of the {len(images)} images of the annotations is in {part.images}, such as '
+            f'{first_line(content["images"][0]["file_name"])}'
+        )
+    return content, names
 
 
 def _split(whole: Part, content: dict, share: float, seed: int) -> tuple[Part, Part, int]:
