@@ -156,7 +156,7 @@ def _count_anew(checkpoint: dict, own: int, runner: Runner) -> None:
         at_an_end = epoch and iteration % epoch == 0 and not meta.get('interrupted')
         theirs = iteration // epoch if at_an_end else own
     is_between = iteration != epoch * theirs
-    if theirs == own and (not is_between or 0 < iteration - epoch * own < own):
+    if theirs == own and (not is_between or 0 < iteration - epoch * own <= own):
         return
     counts = f'its epochs have {theirs} iterations, those of the config {own}'
     remedy = f'Train with the batch size and the number of processes that it had. {FROM_WEIGHTS}'

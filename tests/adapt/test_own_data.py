@@ -339,6 +339,13 @@ BAD_LABEL_MAPS = {
         ['.jpg, .png', 'one suffix'],
     ),
     'a share of all': (lambda _: None, dict(val_share=1), ['val_share=1']),
+    'an ignored class': (lambda _: None, dict(ignore_index=2), ["label of the class 'wall'"]),
+    'an ignored label that is none': (lambda _: None, dict(ignore_index=-1), ['0 to 255']),
+    'two labels that are no class': (
+        lambda _: None,
+        dict(ignore_index=99, reduce_zero_label=True),
+        ['shifts all others', 'Write 255 for 99'],
+    ),
     'a palette of another length': (lambda _: None, dict(palette=[[0, 0, 0]]), ['1 colours']),
 }
 
@@ -352,6 +359,32 @@ def test_bad_label_maps_are_refused(case, own_label_maps):
     with pytest.raises(OwnDataError) as error:
         use_dataset(cfg, own_label_maps / 'images', own_label_maps / 'labels', **options)
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_another_ignored_label_is_ignored_wherever_255_was(own_label_maps):
+    """Also where 255 is a default of the toolbox."""
+    for path in (own_label_maps / 'labels').iterdir():
+        labels = np.array(Image.open(path))
+        labels[:8] = 99
+        Image.fromarray(labels).save(path)
+    cfg = read('sem-fpn_poolformer-s12_8xb4-40k_ade20k-512x512')
+    repeated = cfg.train_dataloader.dataset.dataset
+    padding = [
+        dict(type='RandomRotate', prob=1.0, degree=45.0),
+        dict(type='Pad', size=(700, 700)),
+        dict(type='Pad', size=(800, 800), pad_val=dict(img=0, seg=255)),
+    ]
+    repeated.pipeline = [*repeated.pipeline[:2], *padding, repeated.pipeline[-1]]
+    cfg.model.decode_head.loss_decode = [dict(type='DiceLoss'), dict(type='CrossEntropyLoss')]
+    folders, options = (own_label_maps / 'images', own_label_maps / 'labels'), dict(ignore_index=99)
+    new = use_dataset(cfg, *folders, classes=own_label_maps / 'classes.txt', **options)
+    labels = DATASETS.build(new.train_dataloader.dataset)[0]['data_samples'].gt_sem_seg.data
+    assert labels.shape[-2:] == (800, 800)
+    assert set(labels.unique().tolist()) == {0, 1, 2, 3, 99}
+    model = MODELS.build(new.model)
+    assert model.data_preprocessor.seg_pad_val == model.decode_head.ignore_index == 99
+    assert model.decode_head.loss_decode[0].ignore_index == 99
+    assert METRICS.build(new.val_evaluator).ignore_index == 99
 
 
 def test_the_tool_writes_a_config_that_trains(own_coco, tmp_path, capsys):

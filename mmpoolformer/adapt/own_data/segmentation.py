@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
+from mmengine.registry import MODELS, TRANSFORMS, Registry
+
+from ...archs import is_integer
+from ...datasets.fit import SPLITS
 from ...datasets.label_maps import labels_in
-from ...utils.config_tree import type_of, walk
+from ...utils.config_tree import has, type_of, walk
 from ..edit import Edit
 from .errors import OwnDataError
 from .splits import IMAGES, Data, Part, choose, class_names, colours, folder, write_part
@@ -11,6 +18,7 @@ from .wrapped import REASON, own_parts
 
 LABEL_MAPS = ('.png', '.bmp', '.tif', '.tiff')
 LOOKED_INTO = 64  # label maps
+IGNORED = 255  # by default, everywhere in mmseg
 
 
 def label_map_data(
@@ -29,6 +37,7 @@ def label_map_data(
             'the labels, or a text file with one a line'
         )
     names = class_names(classes)
+    _check_ignored(ignore_index, reduce_zero_label, names)
     whole = Part(folder(images, 'images'), folder(annotations, 'annotations'))
     pairs, suffixes = _pairs(whole)
     _check_labels(whole, pairs, suffixes, names, reduce_zero_label, ignore_index)
@@ -111,6 +120,50 @@ def _split(whole: Part, names: list[str], share: float, seed: int) -> tuple[Part
     return (*parts, len(names) - len(chosen))
 
 
+def _check_ignored(ignore_index: Any, reduce_zero_label: bool, names: tuple[str, ...]) -> None:
+    if not is_integer(ignore_index) or not 0 <= ignore_index <= IGNORED:
+        raise OwnDataError(f'ignore_index={ignore_index!r}: give a label of 0 to {IGNORED}')
+    if reduce_zero_label and ignore_index != IGNORED:
+        raise OwnDataError(
+            f'ignore_index={ignore_index} and reduce_zero_label: mmseg makes 0 {IGNORED} then and '
+            f'shifts all others. Write {IGNORED} for {ignore_index} in the label maps'
+        )
+    if ignore_index < len(names):
+        raise OwnDataError(
+            f'ignore_index={ignore_index} is the label of the class {names[ignore_index]!r}, which '
+            'would never be trained. If label 0 is none of the classes: reduce_zero_label=True '
+            '(--reduce-zero-label), without a name for it'
+        )
+
+
+def _set_ignored(edit: Edit, ignore_index: int) -> None:
+    """Let all that ignores 255, or pads with it, take another label, defaults included."""
+    parts = [(MODELS, ('model',))]
+    parts += [(TRANSFORMS, (f'{split}_dataloader', 'dataset')) for split in SPLITS]
+    parts += [(TRANSFORMS, ('tta_pipeline',))]
+    for registry, root in parts:
+        for at, node in list(walk(edit.find(root), root)):
+            for key, value in _arguments(node, registry).items():
+                if key in ('ignore_index', 'seg_pad_val') and value == IGNORED:
+                    edit.set((*at, key), ignore_index, REASON)
+                if key == 'pad_val' and has(value, 'seg') and value['seg'] == IGNORED:
+                    edit.set((*at, key), dict(value, seg=ignore_index), REASON)
+
+
+def _arguments(node: dict, registry: Registry) -> dict:
+    """What a part of a config is built with, defaults included."""
+    kind = node.get('type')
+    with registry.switch_scope_and_registry('mmseg') as scoped:
+        kind = scoped.get(kind) if isinstance(kind, str) else kind
+    inits = [cls.__init__ for cls in getattr(kind, '__mro__', ()) if '__init__' in vars(cls)]
+    defaults = {
+        name: parameter.default
+        for init in reversed(inits)
+        for name, parameter in inspect.signature(init).parameters.items()
+    }
+    return dict(defaults, **node)
+
+
 def put_label_map_data(edit: Edit, data: Data) -> None:
     """Let every data set, pipeline, head and evaluator of a config read own label maps."""
     options = data.label_options
@@ -131,9 +184,8 @@ def put_label_map_data(edit: Edit, data: Data) -> None:
         for at, step in list(walk(edit.get(path), path)):
             if type_of(step) == 'LoadAnnotations' and step.get('reduce_zero_label') is not None:
                 edit.set((*at, 'reduce_zero_label'), options['reduce_zero_label'], REASON)
-    for at, head in list(walk(edit.cfg.model, ('model',))):
-        if 'num_classes' in head and head.get('ignore_index', 255) != options['ignore_index']:
-            edit.set((*at, 'ignore_index'), options['ignore_index'], REASON)
+    if options['ignore_index'] != IGNORED:
+        _set_ignored(edit, options['ignore_index'])
     for split in ('val', 'test'):
         if edit.cfg.get(f'{split}_dataloader'):
             old = edit.cfg.get(f'{split}_evaluator')
