@@ -30,6 +30,7 @@ from zoo_configs import (
 
 from mmpoolformer import ARCHS, METAFORMERS, SwapError, swap_backbone, swap_changes
 from mmpoolformer.adapt.swap import REFUSED
+from mmpoolformer.adapt.swap.strides import documented_strides
 from mmpoolformer.archs import VARIANTS
 from mmpoolformer.utils.config_tree import walk
 from mmpoolformer.utils.errors import LaunchError
@@ -275,6 +276,35 @@ def test_strides_of_an_unknown_backbone_are_measured(two_maps):
     assert cfg.model.neck.in_channels == [128, 512]
 
 
+def test_a_backbone_is_measured_without_its_weights():
+    """Those of timm would be downloaded when it is built."""
+    cfg = Config(read(DEEPLABV3PLUS).to_dict())
+    cfg.model.backbone = dict(
+        type='TIMMBackbone', model_name='resnet18', pretrained=True, features_only=True,
+        out_indices=(1, 2, 3, 4),
+    )  # fmt: skip
+    cfg.model.decode_head.update(c1_in_channels=64, in_channels=512)
+    cfg.model.auxiliary_head.in_channels = 256
+    model = swap_backbone(cfg).model
+    assert (model.decode_head.c1_in_channels, model.decode_head.in_channels) == (64, 512)
+
+
+@pytest.mark.parametrize(
+    'kind, indices, strides',
+    [
+        ('PoolFormer', (0, 2, 4, 6), (4, 8, 16, 32)),
+        ('SwinTransformer', (0, 1, 2, 3), (4, 8, 16, 32)),
+        ('ConvNeXt', (-1,), (32,)),
+        ('ConvNeXt', 2, (16,)),
+        ('TIMMBackbone', (1, 2, 3, 4), (4, 8, 16, 32)),
+        ('ResNet', (0, 1), None),
+        ('PoolFormer', None, None),
+    ],
+)
+def test_strides_of_packages_that_are_not_installed(kind, indices, strides):
+    assert documented_strides(kind, dict(out_indices=indices)) == strides
+
+
 def test_dilated_maps_are_matched_by_their_depth():
     cfg = Config(read(DEEPLABV3PLUS).to_dict())
     cfg.model.backbone.out_indices = (0, 3)  # strides 4 and 8
@@ -464,6 +494,12 @@ def test_test_sets_in_a_wrapper_are_rounded_too():
         assert [step.type for step in dataset.pipeline][1:3] == ['Resize', 'ResizeToMultiple']
 
 
+def test_images_that_are_rounded_are_not_rounded_twice():
+    rounded = swap_backbone(read(SEMANTIC_FPN))
+    pipeline = swap_backbone(Config(rounded.to_dict())).test_dataloader.dataset.pipeline
+    assert [step.type for step in pipeline].count('ResizeToMultiple') == 1
+
+
 def test_test_time_augmentation_rounds_too():
     augment = swap_backbone(read(SEMANTIC_FPN)).tta_pipeline[1]
     kinds = [options[0].type for options in augment.transforms]
@@ -524,6 +560,9 @@ def test_the_end_of_the_schedule_is_scaled_with_the_learning_rate():
     (poly,) = read(SEMANTIC_FPN).param_scheduler
     assert poly.eta_min == 1e-4  # half of the new learning rate: it would hardly decay
     assert swap_backbone(read(SEMANTIC_FPN)).param_scheduler[0].eta_min == pytest.approx(2e-6)
+    cfg = Config(read(SEMANTIC_FPN).to_dict())
+    cfg.param_scheduler = cfg.param_scheduler[0]  # mmengine takes a single one, too
+    assert swap_backbone(cfg).param_scheduler.eta_min == pytest.approx(2e-6)
 
 
 def test_detr_keeps_its_own_adamw():

@@ -135,12 +135,10 @@ def _scale_schedule(edit: Edit, lr: float, batch_size: int, old_lr: float | None
     scaling = dict(edit.cfg.get('auto_scale_lr') or dict(enable=False))
     scaling['base_batch_size'] = batch_size
     edit.set(('auto_scale_lr',), scaling, f'{lr} is for batches of {batch_size}')
-    schedulers = edit.find(('param_scheduler',))
-    for k, scheduler in enumerate(schedulers if isinstance(schedulers, list) else []):
+    for at, scheduler in list(walk(edit.find(('param_scheduler',)), ('param_scheduler',))):
         if scheduler.get('eta_min') and old_lr:
             eta_min = float(f'{scheduler["eta_min"] * lr / old_lr:.3g}')
-            path = ('param_scheduler', k, 'eta_min')
-            edit.set(path, eta_min, 'scaled with the learning rate')
+            edit.set((*at, 'eta_min'), eta_min, 'scaled with the learning rate')
 
 
 def _has_queries(model: dict) -> bool:

@@ -90,7 +90,7 @@ def strides_of(backbone: dict, scope: str, cfg: Config) -> tuple[int, ...]:
     import_models(scope)
     import_custom_modules(cfg, must_exist=False)  # a type that is then missing is reported
     if not is_registered(backbone['type'], scope):
-        strides = _documented_strides(type_of(backbone), backbone)
+        strides = documented_strides(type_of(backbone), backbone)
         if strides:
             return strides
         raise SwapError(
@@ -99,6 +99,8 @@ def strides_of(backbone: dict, scope: str, cfg: Config) -> tuple[int, ...]:
     kind = type_of(backbone)
     backbone = backbone.to_dict()
     quiet = {key: value for key, value in backbone.items() if key not in ('init_cfg', 'pretrained')}
+    if kind == 'TIMMBackbone':  # downloads weights unless it is told not to
+        quiet['pretrained'] = False
     try:
         tested, trained = _measure_strides(pickle.dumps(quiet), scope)
     except Exception as error:  # whatever a backbone's own code raises
@@ -146,7 +148,7 @@ def _strides(maps, images: int) -> tuple[int, ...]:
     return tuple(round(PROBE_SIZE / tensor.shape[-1]) for tensor in maps)
 
 
-def _documented_strides(kind: str, backbone: dict) -> tuple[int, ...] | None:
+def documented_strides(kind: str, backbone: dict) -> tuple[int, ...] | None:
     """Strides of hierarchical backbones of packages that need not be installed."""
     indices = backbone.get('out_indices')
     if indices is None:
