@@ -34,10 +34,13 @@ def _autocasts() -> bool:
 
 class _ConvWithSummedBias(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding):
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
+    def forward(x, weight, bias, stride, padding):
         return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # apart from the forward, as torch.func asks
+        x, weight, _, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(x, weight)
 
     @staticmethod
     def backward(ctx, grad):

@@ -274,6 +274,37 @@ def test_deploy_is_refused_for_an_mlp_of_another_forward(part, kind, image):
     assert_features_close(model(image), expected)
 
 
+def test_functional_and_second_derivatives_of_the_plain_definition(image):
+    model = build('plain')
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters):
+        return sum(f.square().mean() for f in torch.func.functional_call(model, parameters, image))
+
+    gradients = torch.func.grad(loss)(parameters)
+    expected = torch.autograd.grad(loss(parameters), list(parameters.values()), create_graph=True)
+    for actual, other in zip(gradients.values(), expected, strict=True):
+        torch.testing.assert_close(actual, other)
+    expected[0].square().sum().backward()
+    assert model.patch_embed.proj.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('twice', [True, False])
+def test_other_derivatives_of_the_operations_are_refused(twice, image):
+    model = build('fused')
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters):
+        return sum(f.square().mean() for f in torch.func.functional_call(model, parameters, image))
+
+    with pytest.raises(RuntimeError):
+        if not twice:
+            torch.func.grad(loss)(parameters)
+        weight = parameters['patch_embed.proj.weight']
+        (gradient,) = torch.autograd.grad(loss(parameters), weight, create_graph=True)
+        gradient.square().sum().backward()
+
+
 def test_deploy_is_refused_in_training():
     with pytest.raises(RuntimeError, match='eval'):
         build().switch_to_deploy()
