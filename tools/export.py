@@ -6,8 +6,7 @@ Exit code 1, and nothing is written, if the file does not compute what PyTorch d
 import argparse
 from pathlib import Path
 
-from mmengine.config import DictAction
-
+from mmpoolformer.engine.checks import CfgOptions
 from mmpoolformer.engine.export import CALIBRATE, METRICS, export
 from mmpoolformer.engine.launch import CONFIG_HELP, LaunchError, load_config, run
 from mmpoolformer.exporting.comparing import TOLERANCE, describe
@@ -59,7 +58,7 @@ def parse_args():
         default=TOLERANCE,
         help=f'largest difference that is accepted, relative (default: {TOLERANCE})',
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE')
     parser.add_argument(
         '--allow-pickle',
         action='store_true',

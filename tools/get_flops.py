@@ -4,13 +4,12 @@ import argparse
 import sys
 
 import torch
-from mmengine.config import DictAction
 from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement
 from rich.console import Console
 from rich.table import Table
 
-from mmpoolformer.engine.checks import check_backbones, check_installed
+from mmpoolformer.engine.checks import CfgOptions, check_backbones, check_installed
 from mmpoolformer.engine.complexity import measure
 from mmpoolformer.engine.launch import (
     CONFIG_HELP,
@@ -40,7 +39,7 @@ def parse_args():
     parser.add_argument(
         '--backbone-only', action='store_true', help='leave out neck and heads, and any padding'
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE')
     return parser.parse_args()
 
 

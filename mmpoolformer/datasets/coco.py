@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
 from pathlib import Path
@@ -13,6 +12,8 @@ from ..archs import is_integer, is_number
 from ..utils.errors import join, one_line
 from .problems import ERROR, WARNING, Problem
 from .readers import is_text
+
+LONGEST_OUTLINE = 5_000_000  # pixels, of all polygons of an object: 200 MB
 
 
 def check_coco(
@@ -166,6 +167,9 @@ def _check_mask(mask: Any, image: dict, here: str) -> list[Problem]:
             return [Problem(WARNING, 'mask without area, ignored', here, detail)]
         if any(abs(number) > 1e6 for polygon in mask for number in polygon):
             return [Problem(ERROR, 'broken mask', here, 'coordinates over a million')]
+        if sum(map(_outline, mask)) > LONGEST_OUTLINE:  # COCO's tools keep every pixel of it
+            detail = f'an outline of more than {LONGEST_OUTLINE} pixels'
+            return [Problem(ERROR, 'broken mask', here, detail)]
         return [] if _covers_pixels(mask, image) else [_no_pixels(here)]
     size, counts = (mask.get(k) if isinstance(mask, dict) else None for k in ('size', 'counts'))
     if size != [image['height'], image['width']]:
@@ -182,6 +186,13 @@ def _check_mask(mask: Any, image: dict, here: str) -> list[Problem]:
     if runs is None or min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
         return [Problem(ERROR, 'broken mask', here, 'its runs do not add up to the image')]
     return [] if any(runs[1::2]) else [_no_pixels(here)]
+
+
+def _outline(polygon: list) -> float:
+    """The length of a polygon in pixels, as COCO's tools walk along it."""
+    xs, ys = polygon[::2], polygon[1::2]
+    steps = zip(xs, ys, [*xs[1:], *xs[:1]], [*ys[1:], *ys[:1]])
+    return sum(max(abs(x - to_x), abs(y - to_y)) for x, y, to_x, to_y in steps)
 
 
 def _no_pixels(here: str) -> Problem:
@@ -235,4 +246,4 @@ def _is_hashable_id(annotation: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return is_number(value) and math.isfinite(value) and abs(value) < 1e12
+    return is_number(value) and abs(value) < 1e12  # of NaN neither

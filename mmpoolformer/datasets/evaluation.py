@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
+from ..archs import is_number
 from ..utils.config_tree import type_of, walk
 from .problems import ERROR, WARNING, Problem
 from .readers import annotation_file, is_leaf
@@ -120,6 +121,8 @@ def _images(path: Path) -> dict[Any, Image] | None:
         for annotation in content.get('annotations') or ():
             if 'bbox' in annotation and annotation.get('image_id') in images:  # panoptic have none
                 box = (annotation['category_id'], *annotation['bbox'])
+                if not all(map(is_number, box)):
+                    return None
                 images[annotation['image_id']].boxes.append(box)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

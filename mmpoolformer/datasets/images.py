@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import mmcv
 from PIL import ExifTags, Image
@@ -20,6 +21,9 @@ SUFFIXES = {
     'TIFF': ('.tif', '.tiff'),
     'WEBP': ('.webp',),
 }
+FORMATS = (*SUFFIXES, 'MPO', 'PPM', 'GIF')  # that are read at all
+TURNED = ('JPEG', 'MPO', 'PNG', 'TIFF')  # by OpenCV, as their EXIF entry asks for
+MOST_PIXELS = 2**30  # that OpenCV decodes
 CONVERTED = {
     'I;16': '16 bits a channel, of which 8 are used',
     'I;16B': '16 bits a channel, of which 8 are used',
@@ -44,13 +48,15 @@ def check_image(
     path = Path(path)
     where = str(path)
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device would never end
+            return [Problem(ERROR, 'image cannot be read', where, 'it is no regular file')]
         content = path.read_bytes()
     except OSError as error:
         return [Problem(ERROR, 'image cannot be read', where, error.strerror or str(error))]
     if not content:
         return [Problem(ERROR, 'empty image file', where, '0 bytes')]
     try:
-        form, mode, rotated = _decode_fully(content)
+        form, mode, turned = _decode_fully(content)
     except Exception as error:  # PIL has many ways to refuse a file
         return [Problem(ERROR, 'damaged image', where, one_line(error))]
     try:
@@ -62,11 +68,14 @@ def check_image(
     found = []
     height, width = pixels.shape[:2]
     if size is not None and (width, height) != tuple(size):
-        why = ', after the rotation that its EXIF entry asks for' if rotated else ''
+        why = ', after the rotation that its EXIF entry asks for' if turned else ''
         detail = f'{width}×{height}{why}; its annotations are for {size[0]}×{size[1]}'
         found.append(Problem(ERROR, 'image of another size', where, detail))
-    elif rotated:
+    elif turned:
         found.append(Problem(WARNING, 'EXIF rotation', where, 'it is applied'))
+    elif turned is False:
+        detail = f'OpenCV does not apply it to {form} files, as viewers do'
+        found.append(Problem(WARNING, 'EXIF rotation', where, detail))
     if form in SUFFIXES and path.suffix.lower() not in SUFFIXES[form]:
         detail = f'a {form} file; it is decoded by its content'
         found.append(Problem(WARNING, 'wrong extension', where, detail))
@@ -90,17 +99,44 @@ def _vanishes(width: int, height: int, scale: tuple[float, float]) -> bool:
     return int(min(width, height) * factor + 0.5) < 1  # as mmcv rounds
 
 
-def _decode_fully(content: bytes) -> tuple[str, str, bool]:
-    """Format, mode and whether EXIF rotates it. OpenCV fills what is missing with grey."""
-    Image.MAX_IMAGE_PIXELS = None
-    with Image.open(io.BytesIO(content)) as image:
-        rotation = image.getexif().get(ExifTags.Base.Orientation, 1)
+def _decode_fully(content: bytes) -> tuple[str, str, bool | None]:
+    """Format, mode and whether EXIF turns it. OpenCV fills what is missing with grey."""
+    with open_image(io.BytesIO(content)) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f'{image.width}×{image.height}: OpenCV decodes up to 2^30 pixels')
+        orientation = _orientation(image)
+        turned = image.format in TURNED if orientation not in (0, 1) else None
         image.load()
-        return image.format, image.mode, rotation not in (0, 1)
+        return image.format, image.mode, turned
+
+
+def open_image(file: str | Path | BinaryIO) -> Image.Image:
+    """Open an image of a format that toolboxes read, whatever its size.
+
+    Others are refused: for PostScript, PIL would start a program.
+    """
+    Image.MAX_IMAGE_PIXELS = None
+    return Image.open(file, formats=FORMATS)
+
+
+def refuse_postscript() -> None:
+    """Let PIL open no PostScript in this process, also for the toolboxes."""
+    Image.init()
+    Image.OPEN.pop('EPS', None)
+    Image.ID[:] = [form for form in Image.ID if form != 'EPS']
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, without what XMP says, which OpenCV does not read."""
+    exif = image.getexif() if image.format == 'TIFF' else Image.Exif()
+    if 'exif' in image.info:
+        exif.load(image.info['exif'])
+    return exif.get(ExifTags.Base.Orientation, 1)
 
 
 def decoded_shape(path: str | Path) -> tuple[int, int]:
-    """Height and width after EXIF rotation, from the header alone."""
-    with Image.open(path) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        return (image.width, image.height) if turned else (image.height, image.width)
+    """Height and width as mmcv decodes it, from the header alone unless it says to turn it."""
+    with open_image(path) as image:
+        if _orientation(image) in (0, 1):
+            return image.height, image.width
+    return mmcv.imread(str(path)).shape[:2]

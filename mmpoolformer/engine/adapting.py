@@ -14,8 +14,8 @@ from rich.syntax import Syntax
 
 from ..adapt.edit import Change
 from ..adapt.zoo import SEPARATOR
-from ..utils.config_tree import walk
-from ..utils.errors import LaunchError
+from ..utils.config_tree import braced, walk
+from ..utils.errors import LaunchError, printed, short
 from ..utils.files import replacing
 from .launch import CONFIG_HELP, find_config_file, read_config
 
@@ -58,7 +58,7 @@ def show_and_write(
     """
     _print_diff(cfg, new, args.config, str(args.out or 'changed'))
     for change in changes:
-        print(f'- {change}')
+        print(printed(f'- {change}'))
     if args.out:
         inherits = _write(args.config, args.out, path, cfg, new)
         print(
@@ -80,6 +80,11 @@ def _write(name: str, out: Path, path: Path, cfg: Config, new: Config) -> bool:
 
     A file that is replaced may be the base itself.
     """
+    text = braced(new.to_dict())
+    if text is not None:
+        raise LaunchError(
+            f'{short(text)} holds {{{{, which mmengine replaces when it reads a config: rename it'
+        )
     base = name if SEPARATOR in name else os.path.relpath(path, out.parent)
     differing = Config(_difference(cfg.to_dict(), new.to_dict())).pretty_text
     try:

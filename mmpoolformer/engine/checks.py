@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
 from ..checkpoints import local_path
@@ -20,7 +20,7 @@ from ..datasets.problems import ERROR
 from ..models import MetaFormer
 from ..registry import BACKBONES
 from ..utils.config_tree import follow, type_of, walk
-from ..utils.errors import LaunchError
+from ..utils.errors import LaunchError, first_line, join, printed, some
 
 INSTALL_HINTS = {
     'mmdet': 'pip install onedl-mmdetection (or the classic mmdet)',
@@ -28,6 +28,16 @@ INSTALL_HINTS = {
 }
 # The data of the config that each phase of a run reads.
 PHASES = {'train': ('train', 'val'), 'test': ('test',)}
+
+
+class CfgOptions(DictAction):
+    """mmengine's, which ends in a message where an option is none."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, AssertionError, SyntaxError) as error:
+            parser.error(f'{option_string} {join(values)}: write KEY=VALUE ({first_line(error)})')
 
 
 def check_options(cfg: Config, options: dict) -> None:
@@ -52,6 +62,12 @@ def check_options(cfg: Config, options: dict) -> None:
             raise LaunchError(
                 f'--cfg-options {dotted}: there is no {keys[done]!r} in '
                 f'{".".join(keys[:done]) or "the config"}; did you mean {meant}?'
+            )
+        is_part = done == len(keys) and isinstance(node, dict) and node
+        if is_part and not isinstance(options[dotted], (dict, list, type(None))):
+            raise LaunchError(
+                f'--cfg-options {dotted}={options[dotted]!r}: it has the entries '
+                f'{some(node)}: name one of them, as in {dotted}.{next(iter(node))}=…'
             )
 
 
@@ -156,7 +172,7 @@ def check_classes(cfg: Config) -> None:
     problems = list(check_fit(cfg))
     for problem in problems:
         if problem.level != ERROR:
-            print(f'warning: {problem.where}: {problem.detail}', file=sys.stderr)
+            print(printed(f'warning: {problem.where}: {problem.detail}'), file=sys.stderr)
     errors = [f'{p.where}: {p.kind}: {p.detail}' for p in problems if p.level == ERROR]
     if errors:
         raise LaunchError('the model does not fit its data.\n' + '\n'.join(errors))

@@ -9,12 +9,13 @@ import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 
-from ..utils.errors import LaunchError, join, one_line
+from ..utils.errors import LaunchError, one_line, some
 from ..utils.files import replacing
 from .checks import nearest
 from .scalars import Points, Run, read_run
 
 PICTURE = 'curves.png'
+MOST_PANELS = 12  # of metrics, where none are asked for
 MOST_LINES = 8  # that a panel holds and an eye tells apart
 # Names of metrics of all classes and sizes, which are drawn before those of single ones.
 OVERALL = ('mAP', 'mIoU', 'PQ', 'mDice', 'mFscore', 'aAcc', 'mAcc')
@@ -84,11 +85,12 @@ def panels_of_keys(runs: list[Run], keys: list[str] | None) -> list[Panel]:
     known = list(dict.fromkeys(key for run in curves for key in run))
     if keys is None:
         main = [key for key in known if key.endswith(OVERALL)]
-        keys = [key for key in ('loss', *main, 'lr') if key in known] or known[:MOST_LINES]
+        keys = [key for key in ('loss', *main[:MOST_PANELS], 'lr') if key in known]
+        keys = keys or known[:MOST_LINES]
     for key in keys:
         if key not in known:
             near = nearest(key, known)
-            remedy = f'did you mean {near}?' if near else f'there are {join(known)}'
+            remedy = f'did you mean {near}?' if near else f'there are {some(known)}'
             raise LaunchError(f'--keys {key}: no run has logged it; {remedy}')
     return [
         Panel(key, {run.name: logged[key] for run, logged in zip(runs, curves) if key in logged})
@@ -115,7 +117,7 @@ def draw(panels: list[Panel], path: Path, title: str) -> None:
         title: Its heading.
 
     Raises:
-        LaunchError: matplotlib writes no file of that ending.
+        LaunchError: matplotlib writes no file of that ending, or it cannot be written.
     """
     from matplotlib.figure import Figure  # takes a second, and no part in a training
 
@@ -123,14 +125,17 @@ def draw(panels: list[Panel], path: Path, title: str) -> None:
     formats = figure.canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in formats:
         raise LaunchError(f'{path}: a picture ends in .{", .".join(sorted(formats))}')
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for axis, panel in zip(axes, panels):
         _draw_panel(axis, panel)
     axes[-1].set_xlabel('iteration')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, suffix=path.suffix) as partial:
-        figure.savefig(partial, dpi=110)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, suffix=path.suffix) as partial:
+            figure.savefig(partial, dpi=110)
+    except OSError as error:
+        raise LaunchError(f'{path} cannot be written: {one_line(error)}') from error
 
 
 def smoothed(values: list[float]) -> np.ndarray:
@@ -150,7 +155,7 @@ def _is_special(key: str) -> bool:
 
 
 def _draw_panel(axis, panel: Panel) -> None:
-    axis.set_ylabel(panel.title)
+    axis.set_ylabel(panel.title, parse_math=False)
     axis.grid(alpha=0.3)
     for i, (label, points) in enumerate(panel.curves.items()):
         style = dict(color=f'C{i}', marker='o' if len(points.values) < 20 else None, markersize=3)
@@ -161,9 +166,11 @@ def _draw_panel(axis, panel: Panel) -> None:
         axis.plot(points.iterations, smooth, label=label, **style)
     if panel.curves:
         more = f'and {panel.left_out} more (--keys)' if panel.left_out else None
-        axis.legend(
+        legend = axis.legend(
             title=more, title_fontsize=8, fontsize=8, loc='upper left', bbox_to_anchor=(1.01, 1)
         )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     else:
         text = NO_VALIDATION if panel.title == VALIDATION else NO_TRAINING
         axis.text(0.5, 0.5, text, ha='center', va='center', transform=axis.transAxes, color='grey')

@@ -12,15 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.config import DictAction
 from mmengine.infer import BaseInferencer
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import nn
 
 from ..deploy import compile_for_inference, switch_to_deploy
-from ..utils.errors import LaunchError, join, one_line
+from ..utils.errors import LaunchError, join, one_line, printed
 from ..utils.memory import reuse_freed_memory
-from .checks import check_checkpoints, nearest
+from .checks import CfgOptions, check_checkpoints, nearest
 from .dataset_meta import dataset_meta, meta_of_config
 from .exported import is_model_file, load_model_file
 from .launch import CONFIG_HELP, load_config, require
@@ -40,7 +39,7 @@ def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=CfgOptions,
         metavar='KEY=VALUE',
         help='override config entries, for example model.test_cfg.score_thr=0',
     )
@@ -86,7 +85,7 @@ def misfit(checkpoint: str, error: Exception) -> LaunchError:
 def report_passed_over(problems: list[str]) -> None:
     """Name the inputs that nothing was done for, and end with 1 if there are any."""
     for problem in problems:
-        print(f'passed over: {problem}', file=sys.stderr)
+        print(printed(f'passed over: {problem}'), file=sys.stderr)
     if problems:
         sys.exit(1)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 
@@ -24,9 +24,10 @@ from ..adapt.swap import SwapError, swap_backbone
 from ..adapt.zoo import OWN, SEPARATOR, find_config
 from ..archs import METAFORMERS
 from ..checkpoints import CheckpointError, local_path, register_loaders
+from ..datasets.images import refuse_postscript
 from ..registry import BACKBONES, import_custom_modules
 from ..utils.config_tree import find, type_of, walk
-from ..utils.errors import DataError, LaunchError, first_line, join, last_line
+from ..utils.errors import DataError, LaunchError, first_line, join, last_line, printed
 from ..utils.memory import keep_freed_memory, reuse_freed_memory
 from .checkpointing import (
     POINTER,
@@ -38,6 +39,7 @@ from .checkpointing import (
 )
 from .checks import (
     PHASES,
+    CfgOptions,
     check_backbones,
     check_checkpoints,
     check_classes,
@@ -70,6 +72,7 @@ def run(main: Callable[[], None]) -> None:
     """
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')  # for names that are no text
+    refuse_postscript()
     try:
         main()
     except Terminated as stop:
@@ -77,11 +80,10 @@ def run(main: Callable[[], None]) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would report the workers that end
         sys.exit(128 + signal.SIGTERM)
     except (LaunchError, CheckpointError, CheckpointWriteError, SwapError, OwnDataError) as error:
-        sys.exit(f'error: {error}')
+        sys.exit(printed(f'error: {error}'))
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        sys.exit(f'error: {error}. Make room or mend the disk; a training goes on with --resume')
+        remedy = '. Make room or mend the disk; a training goes on with --resume'
+        sys.exit(printed(f'error: {error}{remedy if error.errno in DISK_ERRORS else ""}'))
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -101,7 +103,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=CfgOptions,
         metavar='KEY=VALUE',
         help='override config entries, for example train_dataloader.batch_size=4; '
         'a list is written key="[a,b]" or key=a,b',

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from ..utils.errors import LaunchError, join
 from ..utils.files import replace_file
 
 SCALARS = 'vis_data/scalars.json'  # what mmengine's LocalVisBackend writes, in each run's folder
+LARGEST = 1e100
 # What is logged beside losses, learning rates and metrics.
 NOT_DRAWN = {'step', 'iter', 'epoch', 'time', 'data_time', 'memory', 'eta'}
 
@@ -110,18 +113,20 @@ def log_files(path: Path) -> list[Path]:
 
 def _records(files: list[Path]) -> Iterator[dict]:
     """The lines of the files; the last one of a run that was killed may be half a line."""
-    for file in files:
+    for file in filter(Path.is_file, files):  # a pipe would never end
         for line in file.read_text(errors='replace').splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(record, dict) and _is_number(record.get('step')):
+            step = record.get('step') if isinstance(record, dict) else None
+            if _is_number(step) and step == step:
                 yield record
 
 
 def _joined(records: Iterator[dict]) -> list[Entry]:
-    entries, last = [], 0
+    entries: list[Entry] = []  # sorted by iteration
+    last = 0
     for record in records:
         # Evaluations are logged by epoch or by iteration, and do not say which: they belong to
         # the last iteration before them.
@@ -129,7 +134,7 @@ def _joined(records: Iterator[dict]) -> list[Entry]:
         if not is_training:
             iteration = max(iteration, last)
         elif iteration <= last:
-            entries = [entry for entry in entries if entry.iteration < iteration]
+            del entries[bisect_left(entries, iteration, key=attrgetter('iteration')) :]
         if is_training:
             last = iteration
         values = {
@@ -142,7 +147,9 @@ def _joined(records: Iterator[dict]) -> list[Entry]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it can be drawn: NaN leaves a gap, and a diagram has no room for 1e100."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and not abs(value) > LARGEST
 
 
 def _without_phase(key: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 
@@ -105,7 +106,37 @@ class Metadata:
             and all(isinstance(part, dict) for part in parts)
             and set(self.options) >= set(OPTIONS.get(self.kind, ()))
             and ('masks' not in self.outputs or is_number(self.options.get('mask_threshold')))
+            and isinstance(self.options.get('align_corners', False), bool)
+            and (self.options.get('threshold') is None or is_number(self.options['threshold']))
         )
+
+    def check_outputs(self, outputs: dict[str, np.ndarray], path: Path) -> None:
+        """Refuse what a graph puts out if it is no boxes or labels.
+
+        Raises:
+            LaunchError: Names the output.
+        """
+        wrong = next((name for name in self.outputs if name not in outputs), None)
+        if wrong is None and self.kind == DETECTOR:
+            count = len(outputs['boxes']) if outputs['boxes'].ndim else -1
+            shapes = dict(boxes=(count, 4), scores=(count,), labels=(count,))
+            if 'masks' in outputs:
+                shapes['masks'] = (count, *outputs['masks'].shape[-2:])
+            sound = {name: outputs[name].shape == shape for name, shape in shapes.items()}
+            labels = outputs['labels']
+            is_class = np.issubdtype(labels.dtype, np.integer) and (
+                ((labels >= 0) & (labels < len(self.classes))).all()
+            )
+            sound['labels'] = bool(sound['labels'] and is_class)
+            wrong = next((name for name, is_sound in sound.items() if not is_sound), None)
+        elif wrong is None and self.kind == SEGMENTOR and outputs['logits'].ndim != 4:
+            wrong = 'logits'
+        if wrong is not None:
+            shape = list(outputs[wrong].shape) if wrong in outputs else 'nothing'
+            raise LaunchError(
+                f'{path} puts out {wrong} that are none ({shape}; {len(self.classes)} classes): '
+                'export the model again'
+            )
 
     def check_size(self, height: int, width: int, path: Path) -> None:
         """Refuse an image that the graph does not take.

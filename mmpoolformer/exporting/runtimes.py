@@ -44,7 +44,8 @@ class Runtime:
             The outputs by name.
 
         Raises:
-            LaunchError: The graph does not take this image, or the runtime fails at it.
+            LaunchError: The graph does not take this image, the runtime fails at it, or it puts
+                out something else than it says.
         """
         is_of_type = self.meta.input.startswith(str(image.dtype))
         if image.ndim != 4 or image.shape[:2] != (1, 3) or not is_of_type:
@@ -61,7 +62,9 @@ class Runtime:
                 f'{first_line(error)}. tools/export.py with --size makes a file for one size, '
                 f'and --format takes another runtime of {join(SUFFIXES)}'
             ) from error
-        return dict(zip(self.meta.outputs, outputs))
+        found = dict(zip(self.meta.outputs, outputs))
+        self.meta.check_outputs(found, self.path)
+        return found
 
 
 class OnnxRuntime(Runtime):

@@ -90,6 +90,7 @@ class MetaFormerBlock(BaseModule):
         """Whether the mixer, the norm before it and the scales are those of ``pool_mix``."""
         return (
             type(self.token_mixer) is Pooling
+            and self.token_mixer.is_plain
             and is_over_one_group(self.norm1)
             and self.layer_scale_1 is not None
             and self.res_scale_1 is None

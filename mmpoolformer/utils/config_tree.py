@@ -66,6 +66,20 @@ def type_of(node: Any) -> str:
     return str(getattr(kind, '__name__', kind)).split('.')[-1]
 
 
+def braced(node: Any) -> str | None:
+    """A text in a part of a config that cannot be written into a config file.
+
+    mmengine replaces what stands in double braces when it reads one, by regular expressions that
+    may stand there, too: a name could end its quotes and become code.
+    """
+    if isinstance(node, str):
+        return node if '{{' in node else None
+    children = node if isinstance(node, (list, tuple)) else ()
+    if isinstance(node, dict):
+        children = (*node, *node.values())
+    return next((text for child in children if (text := braced(child)) is not None), None)
+
+
 def unsync_batch_norms(model: dict) -> None:
     """Turn ``SyncBN``, which exists on GPUs only, into ``BN``, in place."""
     for _, node in walk(model):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 LONGEST = 200  # characters of one line
+LONGEST_LINE = 5000
 SHOWN = 8  # of many values
 
 
@@ -26,6 +27,12 @@ def first_line(error: object) -> str:
 def printable(text: str) -> str:
     """A text without control characters, as what a file says must not talk to the terminal."""
     return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def printed(message: str) -> str:
+    """A message as it may go to a terminal, whatever a file made it say."""
+    lines = [line[:LONGEST_LINE] + '…' * (len(line) > LONGEST_LINE) for line in message.split('\n')]
+    return '\n'.join(map(printable, lines))
 
 
 def one_line(error: Exception) -> str:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 
 from ...archs import is_integer
+from ...utils.config_tree import braced
+from ...utils.errors import short
 from ..edit import Change, Edit
 from ..swap import swap
 from .classes import set_class_counts
@@ -122,6 +124,12 @@ def adapt(
     if edit.cfg.get('data_source'):
         source = f'your own data in {data.train.images}'
         edit.set(('data_source',), source, 'said where it is missing')
+    text = braced([change.new for change in edit.changes])
+    if text is not None:
+        raise OwnDataError(
+            f'the name {short(text)} holds {{{{, which mmengine replaces when it reads a config: '
+            'rename it'
+        )
     return Adapted(edit.cfg, [*earlier, *edit.changes])
 
 

@@ -7,6 +7,7 @@ it, is found here: the library takes images by their names alone, of one extensi
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +16,17 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ...datasets.images import decoded_shape
-from ...utils.errors import first_line
+from ...utils.errors import first_line, join, printable, short, some
 from ...utils.files import replace_file
 from ...utils.progress import track
 from .errors import OwnDataError
-from .splits import IMAGES
+from .splits import IMAGES, checked_names
 
 INSTALL_HINT = "pip install 'mmpoolformer[convert]'"
 VOC, YOLO = '.xml', '.txt'
+BOX_FIELDS = 6  # of a line of YOLO: more are a polygon's
 NO_LABELS = 'classes.txt'  # which annotation tools write beside YOLO's
+MADE = ', converted by globox'  # how the description of a file ends that was written here
 ROUNDED = 1.01  # relative coordinates that some tools write for the edge of an image
 VOC_NEEDS = (
     'it needs <filename>, <size> with the width and height of the image, and for each <object> a '
@@ -59,21 +62,25 @@ def to_coco_file(labels: Path, images: Path, classes: Sequence[str] | None) -> t
         )
     pairs, alone = _pairs(labels, files, images)
     read = _read_voc if kind == VOC else _read_yolo
-    found, ignored = [], []
+    found, ignored, polygons = [], [], 0
     for path, image in track(pairs, len(pairs), labels.name):
         size = _size(image)
-        boxes, flags = read(globox, path, size, classes)
+        boxes, flags, around = read(globox, path, size, classes)
         found.append(globox.Annotation(image.relative_to(images).as_posix(), size, boxes))
         ignored += flags
+        polygons += around
     if classes is None:
         classes = sorted({box.label for annotation in found for box in annotation.boxes})
     if not classes:
         raise OwnDataError(f'none of the {len(files)} files in {labels} has an object')
+    classes = checked_names(classes, labels)
     path = labels.with_name(f'{labels.name}_coco.json')
     _write(path, globox.AnnotationSet(found), classes, ignored, labels)
     note = f'{labels.name}: {len(found)} images, {len(ignored)} boxes'
+    if polygons:
+        note += f', {polygons} of them around polygons'
     if alone:
-        note += f'; left out, without a {kind} file: {len(alone)}, such as {alone[0]}'
+        note += f'; left out, without a {kind} file: {len(alone)}, such as {printable(alone[0])}'
     return path, note
 
 
@@ -92,6 +99,8 @@ def _label_files(labels: Path) -> tuple[str, list[Path]]:
     """The format of a folder, and its files."""
     files = defaultdict(list)
     for path in sorted(labels.rglob('*')):
+        if path.suffix.lower() in (VOC, YOLO) and path.exists() and not path.is_file():
+            raise OwnDataError(f'{path} is no regular file')  # a pipe would never end
         if path.name != NO_LABELS and not path.name.startswith('.'):
             files[path.suffix.lower()].append(path)
     kinds = [kind for kind in (VOC, YOLO) if files[kind]]
@@ -140,8 +149,8 @@ def _size(image: Path) -> tuple[int, int]:
 
 def _read_voc(
     globox: ModuleType, path: Path, size: tuple[int, int], classes: Sequence[str] | None
-) -> tuple[list, list[bool]]:
-    """The boxes of a Pascal VOC file, and which of them are marked as difficult."""
+) -> tuple[list, list[bool], int]:
+    """The boxes of a Pascal VOC file, which of them are difficult, and none around a polygon."""
     try:
         annotation = globox.Annotation.from_pascal_voc(path)
         objects = ElementTree.parse(path).getroot().iter('object')
@@ -157,21 +166,24 @@ def _read_voc(
             'says): the boxes would be wrong. Label the image as it is, or bring back the old one'
         )
     for box in annotation.boxes:
+        sides = box.xmin, box.ymin, box.xmax, box.ymax
+        if not all(abs(side) < 1e12 for side in sides):
+            raise OwnDataError(f'{path} has a box of {join(sides)}: {VOC_NEEDS}')
         box.label = box.label.strip()
         if not box.label or (classes is not None and box.label not in classes):
             raise OwnDataError(
-                f'{path} has an object of the class {box.label!r}; the classes are '
-                f'{", ".join(classes or ["names that are not empty"])}. Correct the file, or name '
-                'all classes (--classes)'
+                f'{path} has an object of the class {short(box.label)}; the classes are '
+                f'{some(classes or ["names that are not empty"])}. Correct the file, or name all '
+                'classes (--classes)'
             )
-    return annotation.boxes, difficult
+    return annotation.boxes, difficult, 0
 
 
 def _read_yolo(
     globox: ModuleType, path: Path, size: tuple[int, int], classes: Sequence[str]
-) -> tuple[list, list[bool]]:
-    """The boxes of a YOLO file; none of them is marked."""
-    boxes = []
+) -> tuple[list, list[bool], int]:
+    """The boxes of a YOLO file, of which none is marked, and how many are around polygons."""
+    boxes, polygons = [], 0
     try:
         lines = path.read_text(encoding='utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -179,13 +191,14 @@ def _read_yolo(
     for number, line in enumerate(lines, 1):
         if line.strip():
             boxes.append(_read_line(globox, f'{path}, line {number}', line, size, classes))
-    return boxes, [False] * len(boxes)
+            polygons += len(line.split()) > BOX_FIELDS
+    return boxes, [False] * len(boxes), polygons
 
 
 def _read_line(globox: ModuleType, where: str, line: str, size, classes: Sequence[str]) -> Any:
     fields = line.split()
     read = globox.BoundingBox.from_yolo_v5
-    if len(fields) > 6:
+    if len(fields) > BOX_FIELDS:
         read = globox.BoundingBox.from_yolo_seg
     try:
         box = read(line, image_size=size)
@@ -199,7 +212,7 @@ def _read_line(globox: ModuleType, where: str, line: str, size, classes: Sequenc
     if not 0 <= label < len(classes):
         raise OwnDataError(
             f'{where}: class {int(label)}, and the {len(classes)} classes are 0 to '
-            f'{len(classes) - 1} ({", ".join(classes)}). Name all classes (--classes)'
+            f'{len(classes) - 1} ({some(classes)}). Name all classes (--classes)'
         )
     box.label = classes[int(label)]
     return box
@@ -214,8 +227,21 @@ def _write(path: Path, found: Any, classes: Sequence[str], ignored: list[bool], 
     for number, (annotation, ignore) in enumerate(zip(content['annotations'], ignored), 1):
         annotation['id'] = number  # COCO's evaluation takes 0 for «no object»
         annotation['iscrowd'] = int(ignore)  # what mmdet does with difficult objects of VOC
-    content['info'] = dict(description=f'{labels}, converted by globox')
+    content['info'] = dict(description=f'{labels}{MADE}')
     try:
+        if os.path.lexists(path) and not _is_made(path):
+            raise OwnDataError(
+                f'{path} is where the boxes of {labels} are written to, and is another file: '
+                'rename or remove it, or give it as annotations'
+            )
         replace_file(path, json.dumps(content))
     except OSError as error:
         raise OwnDataError(f'{path} cannot be written: {error}') from error
+
+
+def _is_made(path: Path) -> bool:
+    """Whether a file was written here, and may be written anew."""
+    try:
+        return json.loads(path.read_bytes())['info']['description'].endswith(MADE)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from pathlib import Path
 
 from ...datasets.coco import check_content
@@ -14,7 +13,7 @@ from ...utils.errors import first_line, some
 from ..edit import Edit
 from .box_files import to_coco_file
 from .errors import OwnDataError
-from .splits import Data, Part, choose, class_names, colours, folder, write_part
+from .splits import Data, Part, checked_names, choose, class_names, colours, folder, write_part
 from .wrapped import REASON, leaves, own_parts
 
 
@@ -28,7 +27,7 @@ def coco_data(
         OwnDataError: A file or folder is missing, or is not what it should be.
     """
     if classes is not None:
-        if not Path(annotations).expanduser().is_dir():
+        if not os.path.isdir(os.path.expanduser(annotations)):
             raise OwnDataError(
                 'classes are for label maps and for folders of labels: a detector has the '
                 f'categories of its COCO file, {annotations}'
@@ -54,8 +53,8 @@ def coco_data(
 
 def _part(images, option: str, annotations, classes, with_masks: bool) -> Part:
     """Images and their COCO file, which is written first where a folder of labels is given."""
-    path = Path(annotations).expanduser().resolve()
-    if not path.is_dir():
+    path = Path(os.path.expanduser(annotations)).resolve()
+    if not os.path.isdir(path):
         return Part(folder(images, option), path)
     if with_masks:
         raise OwnDataError(
@@ -86,11 +85,10 @@ def _content(part: Part) -> tuple[dict, tuple[str, ...]]:
             f'annotations: {where}: {kind}: {detail}{more}. It needs the lists images, annotations '
             'and categories as COCO has them'
         )
-    names = tuple(category['name'] for category in content['categories'])
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if not names or twice:
-        what = f'the category {twice[0]!r} twice' if twice else 'no category'
-        raise OwnDataError(f'{path} has {what}: give each class one category')
+    names = checked_names([category['name'] for category in content['categories']], path)
+    changed = [c['name'] for c, name in zip(content['categories'], names) if c['name'] != name]
+    if changed:  # mmdet looks categories up by their whole name
+        raise OwnDataError(f'{path} has the category {changed[0]!a}: remove the spaces around it')
     if not any(os.path.isfile(image) for image, _ in images):
         raise OwnDataError(
             f'none of the {len(images)} images of the annotations is in {part.images}, such as '

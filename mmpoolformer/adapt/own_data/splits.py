@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import os
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +12,9 @@ from typing import NamedTuple
 
 import yaml
 
-from ...archs import is_number
+from ...archs import is_integer, is_number
+from ...checkpoints.class_names import LONGEST_CLASS, are_class_names
+from ...utils.errors import first_line, short
 from ...utils.files import replace_file
 from .errors import OwnDataError
 
@@ -60,8 +63,8 @@ def folder(path: str | Path, option: str) -> Path:
     Raises:
         OwnDataError: It is not.
     """
-    found = Path(path).expanduser().resolve()
-    if not found.is_dir():
+    found = Path(os.path.expanduser(path)).resolve()
+    if not os.path.isdir(found):
         raise OwnDataError(f'{option}: there is no folder {found}')
     return found
 
@@ -70,30 +73,52 @@ def class_names(classes: Sequence[str] | str | Path) -> tuple[str, ...]:
     """The names of the classes: as given, from a text file, or from the data.yaml of YOLO.
 
     Raises:
-        OwnDataError: It is no such file, there are none, or one stands twice.
+        OwnDataError: It is no such file, there are none, one is empty or no name, or stands twice.
     """
     if isinstance(classes, (str, Path)):
+        path = Path(os.path.expanduser(classes))
         try:
-            text = Path(classes).expanduser().read_text(encoding='utf-8-sig')
-            is_yaml = Path(classes).suffix.lower() in ('.yaml', '.yml')
-            classes = _yaml_names(text) if is_yaml else text.splitlines()
-        except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+            text = path.read_text(encoding='utf-8-sig')
+            is_yaml = path.suffix.lower() in ('.yaml', '.yml')
+            classes = _yaml_names(text) if is_yaml else text.rstrip().splitlines()
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise OwnDataError(
-                f'classes={str(classes)!r} is no text file that can be read ({error}); '
-                "in Python, a tuple of names has a comma: ('disc',)"
+                f'classes={str(classes)!r} is no text file that can be read '
+                f"({first_line(error)}); in Python, a tuple of names has a comma: ('disc',)"
             ) from error
-    names = tuple(str(name).strip() for name in classes if str(name).strip())
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if not names or twice:
+    return checked_names(classes, 'classes')
+
+
+def checked_names(names: Sequence, where: str | Path) -> tuple[str, ...]:
+    """Names that can be printed, each once; numbers are taken for their digits.
+
+    Raises:
+        OwnDataError: Says which is none.
+    """
+    found = []
+    for number, name in enumerate(names):
+        name = str(name) if is_integer(name) and abs(name) < 1e12 else name
+        name = name.strip() if isinstance(name, str) else name
+        if not name or not are_class_names([name]):
+            what = f'{short(name)} of type {type(name).__name__}' if name else 'empty'
+            raise OwnDataError(
+                f'{where}: the name of class {number} is {what}: names are printable texts of up '
+                f'to {LONGEST_CLASS} characters, in quotes where YAML takes them for something else'
+            )
+        found.append(name)
+    twice = sorted(name for name, count in Counter(found).items() if count > 1)
+    if not found or twice:
         raise OwnDataError(
-            f'classes: {f"{twice[0]!r} stands twice" if twice else "there are none"}'
+            f'{where}: {f"{twice[0]!r} stands twice" if twice else "there are none"}'
         )
-    return names
+    return tuple(found)
 
 
 def _yaml_names(text: str) -> list:
     content = yaml.safe_load(text)
     names = content.get('names') if isinstance(content, dict) else None
+    if isinstance(content, dict) and 'kpt_shape' in content:
+        raise ValueError('it has kpt_shape: lines with key points are not read')
     if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list):
