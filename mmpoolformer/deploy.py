@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -58,6 +58,23 @@ def compile_for_inference(module: nn.Module, mode: str | None = None) -> None:
 
         module.forward = inductor.patch(freezing=True)(module.forward)
         keep_freed_memory()
+    module.forward = _Compiled(module.forward)
+
+
+class _Compiled:
+    """A compiled forward, which computes with the weights of the module that it was made of."""
+
+    def __init__(self, forward: Callable):
+        self.forward = forward
+
+    def __call__(self, *args, **kwargs):
+        return self.forward(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol):
+        raise RuntimeError(
+            'a module cannot be copied or saved after compile_for_inference, as the copy would '
+            'compute with the weights of the original: copy it first, and save its state_dict()'
+        )
 
 
 @contextmanager

@@ -94,7 +94,8 @@ class MetaFormerBlock(BaseModule):
             and is_over_one_group(self.norm1)
             and self.layer_scale_1 is not None
             and self.res_scale_1 is None
-            and not is_hooked(self.token_mixer, self.token_mixer.pool, self.drop_path)
+            and type(self.drop_path) is DropPath
+            and not is_hooked(self.drop_path)
         )
 
     def _forward_fused(self, x: Tensor) -> Tensor:
@@ -119,10 +120,15 @@ class MetaFormerBlock(BaseModule):
         scale = self.layer_scale_2[:, None, None]
         if sample_scale is not None:
             scale = scale * sample_scale[:, None, None, None]
-        kept = is_watched(self.mlp, self.mlp.fc2, self.mlp.drop)
-        if torch.is_grad_enabled() or branch.dtype != x.dtype or kept:
+        if torch.is_grad_enabled() or branch.dtype != x.dtype or self._mlp_is_watched():
             return torch.addcmul(x, scale, branch)
         return branch.mul_(scale).add_(x)
+
+    def _mlp_is_watched(self) -> bool:
+        """Whether something may keep what the MLP returns, which then is not written over."""
+        mlp = self.mlp
+        is_own = type(mlp) is Mlp and type(mlp.fc2) is Conv2d and type(mlp.drop) is nn.Dropout
+        return not is_own or is_watched(mlp, mlp.fc2, mlp.drop)
 
     def _mlp_is_covered(self, x: Tensor) -> bool:
         mlp = self.mlp
@@ -204,6 +210,25 @@ class MetaFormerBlock(BaseModule):
         if is_foldable(norm) and (norm.bias is None or fc1.bias is not None):
             _fold_affine(norm, fc1)
         self.deployed = True
+
+
+def check_not_shared(blocks: list[MetaFormerBlock]) -> None:
+    """Refuse blocks that share what is folded: it would be folded twice.
+
+    Raises:
+        RuntimeError: Names the part and the remedy.
+    """
+    seen = set()
+    for block in blocks:
+        parts = (block.mlp.fc1, block.mlp.fc2, block.norm2)
+        tensors = {id(tensor) for part in parts for tensor in part.parameters()}
+        tensors |= {id(block.layer_scale_2)} - {id(None)}
+        if tensors & seen:
+            raise RuntimeError(
+                'switch_to_deploy cannot fold blocks that share an MLP, a norm or a LayerScale: '
+                'give each a copy of its own (copy.deepcopy) first'
+            )
+        seen |= tensors
 
 
 def _fold_affine(norm: nn.Module, conv: nn.Conv2d) -> None:

@@ -20,7 +20,10 @@ class Conv2d(nn.Conv2d):
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         trains = bias is not None and bias.requires_grad and torch.is_grad_enabled()
         # Under autocast, types differ; PyTorch's own convolution casts them.
-        if not trains or x.device.type != 'cpu' or x.dtype != weight.dtype or _autocasts():
+        is_usual = self.dilation == (1, 1) and self.groups == 1 and self.padding_mode == 'zeros'
+        if not trains or not is_usual or x.device.type != 'cpu':
+            return super()._conv_forward(x, weight, bias)
+        if x.dtype != weight.dtype or _autocasts():
             return super()._conv_forward(x, weight, bias)
         return _ConvWithSummedBias.apply(x, weight, bias, self.stride, self.padding)
 
@@ -105,8 +108,8 @@ class Mlp(nn.Module):
 
     def _activate(self, x: Tensor) -> Tensor:
         # In inference in place, as a second map of this width costs more than GELU.
-        in_place = not torch.is_grad_enabled() and not is_watched(self.fc1, self.act)
-        if in_place and is_exact_gelu(self.act):
+        in_place = not torch.is_grad_enabled() and type(self.fc1) is Conv2d
+        if in_place and is_exact_gelu(self.act) and not is_hooked(self.fc1, self.act):
             return torch.ops.aten.gelu_(x)
         return self.act(x)
 

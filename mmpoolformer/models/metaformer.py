@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from ..archs import NUM_STAGES, Arch, resolve_arch
 from ..checkpoints.loading import prepare
 from .arguments import MIN_SIZE, check_arguments, check_fork_feat, check_out_indices, mixer_cfgs
-from .block import MetaFormerBlock, drop_path_rates
+from .block import MetaFormerBlock, check_not_shared, drop_path_rates
 from .dispatch import check_token_mixing, enter, leave, plan_forward
 from .layers import ACTS, PatchEmbed, resized
 from .norms import NormCfgs
@@ -268,18 +268,19 @@ class MetaFormer(BaseModule):
         that no later checkpoint loads in part. Repeated calls change nothing.
 
         Raises:
-            RuntimeError: The backbone is in training mode, or a block's weights are parametrised
-                or wrapped. Nothing is folded then.
+            RuntimeError: The backbone is in training mode, or a block's weights are parametrised,
+                wrapped or another block's, too. Nothing is folded then.
         """
         if self.training:
             raise RuntimeError(
                 'switch_to_deploy folds weights for inference: call backbone.eval() first, '
                 'and keep the checkpoint to train on'
             )
-        for block in self.blocks:
-            if not block.deployed:
-                block.check_foldable()
-        for block in self.blocks:
+        blocks = [block for block in dict.fromkeys(self.blocks) if not block.deployed]
+        for block in blocks:
+            block.check_foldable()
+        check_not_shared(blocks)
+        for block in blocks:
             block.switch_to_deploy()
 
     def init_weights(self) -> None:

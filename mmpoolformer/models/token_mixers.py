@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..archs import is_integer, is_number
-from .layers import StarReLU
+from .layers import StarReLU, is_hooked
 
 TOKEN_MIXERS = Registry('token mixer')
 
@@ -49,6 +49,17 @@ class Pooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(x) - x
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it averages as it was built to, with no other pooling in its place."""
+        side, pool = self.pool_size, self.pool
+        return (
+            type(pool) is nn.AvgPool2d
+            and (pool.kernel_size, pool.stride, pool.padding) == (side, 1, side // 2)
+            and not (pool.ceil_mode or pool.count_include_pad or pool.divisor_override)
+            and not is_hooked(self, pool)
+        )
 
 
 @TOKEN_MIXERS.register_module(name='attention')

@@ -226,6 +226,89 @@ def test_what_has_a_hook_is_called(kind, part, image):
     assert_features_close(features, expected)
 
 
+def replace_pool(block):
+    block.token_mixer.pool = nn.MaxPool2d(3, 1, 1)
+
+
+def replace_drop_path(block):
+    block.drop_path = nn.Identity()
+
+
+def replace_mlp(block):
+    block.mlp = nn.Sequential(block.mlp.fc1, block.mlp.act, block.mlp.fc2)
+
+
+def widen_pool(block):
+    block.token_mixer.pool.kernel_size, block.token_mixer.pool.padding = 5, 2
+
+
+@pytest.mark.parametrize('change', [replace_pool, widen_pool, replace_drop_path, replace_mlp])
+@pytest.mark.parametrize('training', [True, False])
+def test_parts_of_ones_own_are_computed(change, training, image):
+    features = []
+    for token_mixing in ('plain', 'fused'):
+        model = build(token_mixing).train(training)
+        change(model.blocks[1])
+        with torch.set_grad_enabled(training):
+            features.append(model(image))
+    assert_features_close(*features)
+    if change in (replace_pool, widen_pool):
+        assert (features[0][-1] - build().eval()(image)[-1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize('kind', ['forward', 'forward_pre'])
+@pytest.mark.parametrize('part', ['act', 'fc1', 'fc2', 'drop'])
+def test_hooks_of_the_mlp_are_called_in_inference(part, kind, image):
+    model, calls = build('fused').eval(), []
+    module = getattr(model.blocks[1].mlp, part)
+    getattr(module, f'register_{kind}_hook')(lambda *_: calls.append(1))
+    with torch.no_grad():
+        model(image)
+    assert calls
+
+
+@pytest.mark.parametrize('place', ['fc1', 'fc2'])
+def test_what_is_kept_inside_of_a_part_of_the_mlp_is_not_written_over(place, image):
+    model, kept = build('fused').eval(), []
+    mlp = model.blocks[1].mlp
+    inner = getattr(mlp, place)
+    setattr(mlp, place, nn.Sequential(inner, nn.Identity()))
+    inner.register_forward_hook(lambda _, args, out: kept.append((out, out.clone())))
+    with torch.no_grad():
+        model(image)
+    torch.testing.assert_close(*kept[0], rtol=0, atol=0)
+
+
+def test_a_convolution_that_was_made_to_dilate_trains_alike(image):
+    model = build('plain').eval()
+    model.network[3].proj.dilation = model.network[3].proj.padding = (2, 2)
+    with torch.no_grad():
+        expected = model(image)
+    assert_features_close(model(image), expected)
+
+
+@pytest.mark.parametrize('part', ['mlp', 'mlp.fc2', 'norm2', 'layer_scale_2'])
+def test_deploy_is_refused_for_blocks_that_share_what_is_folded(part, image):
+    model = PoolFormer(dict(TINY, layers=(1, 1, 2, 1))).eval()
+    first, second = model.network[4]
+    *parents, name = part.split('.')
+    for parent in parents:
+        first, second = getattr(first, parent), getattr(second, parent)
+    setattr(second, name, getattr(first, name))
+    expected = model(image)
+    with pytest.raises(RuntimeError, match='share an MLP, a norm or a LayerScale'):
+        model.switch_to_deploy()
+    assert_features_close(model(image), expected)
+
+
+def test_a_whole_block_that_is_shared_is_folded_once(image):
+    model = PoolFormer(dict(TINY, layers=(1, 1, 2, 1))).eval()
+    model.network[4][1] = model.network[4][0]
+    expected = model(image)
+    model.switch_to_deploy()
+    assert_features_close(model(image), expected)
+
+
 class Doubled(nn.GroupNorm):
     """A norm of one's own, whose forward is not GroupNorm's."""
 
