@@ -25,8 +25,11 @@ PARTS = {
     'checkpoints': (['checkpoints/*'], ['checkpoints']),
     'swap': (['adapt/swap/*', 'adapt/edit.py'], ['adapt', 'tools/test_swap_backbone.py']),
     'resuming': (
-        ['engine/checkpointing.py', 'engine/resumed.py', 'engine/resuming.py', 'engine/lock.py'],
-        ['engine/test_interruptions.py', 'checkpoints/test_hostile_checkpoints.py'],
+        ['engine/checkpointing.py', 'engine/resum*.py', 'engine/lock.py'],
+        [
+            *('engine/test_interruptions.py', 'engine/test_resumed_schedule.py'),
+            'checkpoints/test_hostile_checkpoints.py',
+        ],
     ),
     'datasets': (['datasets/*'], ['datasets', 'tools/test_check_dataset.py']),
 }

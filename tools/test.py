@@ -15,6 +15,7 @@ from mmpoolformer.engine.launch import (
     test,
 )
 from mmpoolformer.engine.scalars import write_metrics
+from mmpoolformer.utils.config_tree import type_of, walk
 
 
 def parse_args():
@@ -86,10 +87,10 @@ def enable_tta(cfg):
     while 'dataset' in dataset:
         dataset = dataset.dataset
     if cfg.default_scope == 'mmdet':
-        if (cfg.model.get('roi_head') or {}).get('mask_head'):
+        if any('segm' in (node.get('metric') or ()) for _, node in walk(cfg.test_evaluator)):
             raise LaunchError('--tta merges boxes only: mmdet has none for masks')
         cfg.setdefault('tta_model', DETECTION_TTA_MODEL)
-        cfg.setdefault('tta_pipeline', [*dataset.pipeline[:-1], flip_tta(dataset.pipeline[-1])])
+        cfg.setdefault('tta_pipeline', flipped(dataset.pipeline))
     dataset.pipeline = require(cfg, 'tta_pipeline', '--tta')
     cfg.model = dict(**require(cfg, 'tta_model', '--tta'), module=cfg.model)
 
@@ -100,11 +101,16 @@ DETECTION_TTA_MODEL = dict(
 )
 
 
-def flip_tta(pack):
+def flipped(pipeline):
+    """A test pipeline with both flips, before the true boxes, which stay as they are."""
+    *steps, pack = pipeline
+    loaders = [step for step in steps if type_of(step) == 'LoadAnnotations']
+    steps = [step for step in steps if type_of(step) != 'LoadAnnotations']
     meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
     pack = dict(pack, meta_keys=(*meta_keys, 'flip', 'flip_direction'))
     flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-    return dict(type='TestTimeAug', transforms=[flips, [pack]])
+    augment = [flips, *([loader] for loader in loaders), [pack]]
+    return [*steps, dict(type='TestTimeAug', transforms=augment)]
 
 
 def save_predictions(cfg, out):

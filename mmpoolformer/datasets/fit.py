@@ -83,6 +83,7 @@ def check_fit(cfg: Config) -> Iterator[Problem]:
     for file, classes in files:
         yield from check_categories(file, classes)
     yield from check_evaluation(cfg)
+    yield from check_single_class(cfg.get('model'))
     yield from _check_alike(cfg.get('model') or {}, found)
 
 
@@ -282,6 +283,23 @@ def check_counts(model: dict, classes: tuple[str, ...], split: str) -> Iterator[
         f'{counts}, but the {split} data set has {len(classes)} classes: {some(classes)}. {REMEDY}'
     )
     yield Problem(ERROR, 'heads for another number of classes', wrong[0].key, detail)
+
+
+def check_single_class(model: Any) -> Iterator[Problem]:
+    """Find softmax over one class, which is 1 whatever the image: nothing would be trained."""
+    for at, node in walk(model, ('model',)):
+        if not {'decode_head', 'auxiliary_head'} & set(at) or node.get('num_classes') != 1:
+            continue
+        losses = [loss for _, loss in walk(node.get('loss_decode'))]
+        by_softmax = not losses or any(
+            type_of(loss) == 'CrossEntropyLoss' and not loss.get('use_sigmoid') for loss in losses
+        )
+        if by_softmax and 'loss_cls' not in node and (node.get('out_channels') or 1) == 1:
+            detail = (
+                'a softmax over one class is 1 everywhere, so that nothing is trained. Name what '
+                "is not that class, too, such as classes=('background', 'disc') with labels 0 and 1"
+            )
+            yield Problem(ERROR, 'a single class', '.'.join(map(str, at)), detail)
 
 
 def is_class_agnostic(model: dict) -> bool:

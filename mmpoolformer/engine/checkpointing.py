@@ -166,8 +166,23 @@ class SafeCheckpointHook(CheckpointHook):
         super().before_train(runner)
         if getattr(self, 'best_ckpt_path', None) is not None:
             self.best_ckpt_path = self._own_path(self.best_ckpt_path)
+            self._forget_another_metric(runner)
         for key, path in (getattr(self, 'best_ckpt_path_dict', None) or {}).items():
             self.best_ckpt_path_dict[key] = self._own_path(path)
+
+    def _forget_another_metric(self, runner: Runner) -> None:
+        """The best value so far is no measure for another ``save_best``."""
+        (key,) = self.key_indicators
+        start = f'best_{key.replace("/", "_")}_'
+        name = os.path.basename(self.best_ckpt_path or start)
+        if key != 'auto' and not name.startswith(start):
+            runner.logger.warning(
+                f'the best checkpoint so far, {name}, is of another metric than save_best={key!r}: '
+                'it stays, and the best is looked for anew'
+            )
+            self.best_ckpt_path = None
+            for entry in ('best_ckpt', 'best_score'):
+                runner.message_hub.runtime_info.pop(entry, None)
 
     def _own_path(self, path: object) -> str | None:
         """The best checkpoint by its name, as the folder may have been moved."""

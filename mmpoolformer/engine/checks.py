@@ -14,6 +14,7 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
+from ..archs import is_integer
 from ..checkpoints import local_path
 from ..datasets.fit import check_fit
 from ..datasets.problems import ERROR
@@ -176,6 +177,22 @@ def check_classes(cfg: Config) -> None:
     errors = [f'{p.where}: {p.kind}: {p.detail}' for p in problems if p.level == ERROR]
     if errors:
         raise LaunchError('the model does not fit its data.\n' + '\n'.join(errors))
+
+
+def check_evaluations(cfg: Config) -> None:
+    """Refuse a training that ends before its first evaluation would come.
+
+    Raises:
+        LaunchError: Names both.
+    """
+    train_cfg = cfg.get('train_cfg') or {}
+    for key in ('max_epochs', 'max_iters'):
+        last, begin = train_cfg.get(key), train_cfg.get('val_begin', 1)
+        if cfg.get('val_cfg') and is_integer(last) and is_integer(begin) and begin > last > 0:
+            raise LaunchError(
+                f'train_cfg.val_begin is {begin} and {key} {last}: nothing would be evaluated. Set '
+                'val_begin lower, or val_cfg, val_dataloader and val_evaluator to None'
+            )
 
 
 def check_work_dir(work_dir: Path) -> None:

@@ -44,6 +44,7 @@ from .checks import (
     check_checkpoints,
     check_classes,
     check_data,
+    check_evaluations,
     check_installed,
     check_options,
     check_work_dir,
@@ -353,6 +354,7 @@ def _build_loops(runner: Runner, phase: str) -> None:
 
 def _prepare_training(cfg: Config) -> None:
     """Checkpoints that are whole, and the newest of them that is, if the run is to go on."""
+    check_evaluations(cfg)
     HOOKS.register_module(module=SafeCheckpointHook, force=True)
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     if type_of(hook) == 'CheckpointHook':

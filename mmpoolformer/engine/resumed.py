@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.hooks import EMAHook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
@@ -82,6 +83,12 @@ def check_resumed(checkpoint: Any, runner: Runner) -> None:
     for key in ('state_dict', 'ema_state_dict'):
         if not all(isinstance(name, str) for name in checkpoint.get(key) or {}):
             raise LaunchError(f'its {key} has keys that are no names')
+    if 'ema_state_dict' in checkpoint and not any(isinstance(h, EMAHook) for h in runner.hooks):
+        raise LaunchError(
+            'its weights are averaged by EMAHook, which the config has not: training would go on '
+            'from the average. Put the hook into custom_hooks again, with the arguments that it '
+            f'had. {FROM_WEIGHTS}'
+        )
     if checkpoint.get('random_state') is not None:
         check_random_state(checkpoint['random_state'])
     states = checkpoint.get('random_states') or []

@@ -1,6 +1,7 @@
 """Folders of Pascal VOC and YOLO files as own data."""
 
 import json
+import os
 import re
 import sys
 from xml.sax.saxutils import escape
@@ -176,6 +177,61 @@ def test_variants_of_yolo(case, folder):
         assert name == expected and corners == pytest.approx(sides, abs=1e-3)
 
 
+def test_polygons_are_counted(folder):
+    (folder / 'yolo' / '0.txt').write_text(YOLO_LINES['a polygon'](''))
+    changes = own_data_changes(
+        retinanet(), folder / 'images', folder / 'yolo', classes=folder / 'classes.txt'
+    )
+    assert ' boxes, 1 of them around polygons' in '\n'.join(map(str, changes))
+
+
+LAUGHS = '\n'.join(
+    ['a0: &a0 [lol]']
+    + [f'a{k}: &a{k} [{", ".join([f"*a{k - 1}"] * 9)}]' for k in range(1, 9)]
+    + ['names: [screw, nut, *a8]']
+)
+
+
+@pytest.mark.parametrize(
+    'text, word',
+    [
+        (LAUGHS, 'class 2 is list'),
+        ('names: [screw, "", washer]', 'class 1 is empty'),
+        ('names: {0: screw, 1: null, 2: washer}', 'class 1 is empty'),
+        ('names: [screw, yes, washer]', 'True of type bool'),
+        ('names: [screw, 1.5, washer]', '1.5 of type float'),
+        ('names: [screw, "a\\e]0;b", washer]', r'\x1b]0;b'),
+        (f'names: [screw, {"x" * 300}, washer]', 'up to 200'),
+        (f'names: {"[" * 3000}', 'recursion'),
+        (f'names: [screw, 0x{"f" * 5000}, washer]', 'int'),
+        ('names: [screw, nut, washer]\nkpt_shape: [17, 3]', 'key points are not read'),
+        ('names: [screw, "{{$X:a}}", washer]', 'mmengine replaces'),
+    ],
+    ids=lambda value: value[:30] if 'names' in value else '',
+)
+def test_names_of_a_data_yaml_that_are_none(text, word, folder):
+    (folder / 'data.yaml').write_text(text)
+    with pytest.raises(OwnDataError) as error:
+        convert(folder, 'yolo', classes=folder / 'data.yaml')
+    message = str(error.value)
+    assert word in message and len(message) < 1000 and '\x1b' not in message
+
+
+def test_a_file_of_ones_own_is_not_replaced(folder):
+    (folder / 'yolo_coco.json').write_text('{"images": []}')
+    with pytest.raises(OwnDataError, match=r'yolo_coco\.json .* is another file'):
+        convert(folder, 'yolo', classes=CLASSES)
+    (folder / 'yolo_coco.json').unlink()
+    convert(folder, 'yolo', classes=CLASSES)
+    convert(folder, 'yolo', classes=CLASSES)
+
+
+def test_a_pipe_among_the_labels_is_refused(folder):
+    os.mkfifo(folder / 'yolo' / '9.txt')
+    with pytest.raises(OwnDataError, match='no regular file'):
+        convert(folder, 'yolo', classes=CLASSES)
+
+
 @pytest.mark.parametrize('names', ['[screw, nut, washer]', '{0: screw, 1: nut, 2: washer}'])
 def test_classes_of_a_data_yaml(names, folder):
     (folder / 'data.yaml').write_text(f'train: images\nnc: 3\nnames: {names}\n')
@@ -258,6 +314,11 @@ BAD = {
     'no name': ('voc', write(XML, lambda t: t.replace('<name>nut</name>', '')), [XML, '<name>']),
     'an empty name': ('voc', write(XML, lambda t: t.replace('nut', ' ')), [XML, "class ''"]),
     'no number': ('voc', write(XML, lambda t: t.replace('>10<', '>x<')), [XML, '<bndbox>']),
+    'a corner without end': (
+        'voc',
+        write(XML, lambda t: t.replace('>10<', '>-1e999<')),
+        [XML, 'a box of -inf'],
+    ),
     'corners the wrong way round': (
         'voc',
         write(XML, lambda t: t.replace('>10<', '>39<')),

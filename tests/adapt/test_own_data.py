@@ -257,6 +257,22 @@ BAD_COCO = {
         rewrite(lambda c: [image.update(file_name='x' * 5000) for image in c['images']]),
         ['none of the 10 images', 'xxx'],
     ),
+    'a name that would become code': (
+        rewrite(lambda c: c['categories'][0].update(name='{{$X:(?s:.{40,}?)}}')),
+        ['{{$X:', 'mmengine replaces', 'rename it'],
+    ),
+    'a name for the terminal': (
+        rewrite(lambda c: c['categories'][0].update(name='\x1b]0;owned')),
+        ['the name of class 0', r'\x1b]0;owned', 'printable'],
+    ),
+    'a number without end': (
+        rewrite(lambda c: c['annotations'][0].update(area=10**400)),
+        ['broken annotation'],
+    ),
+    'a name with a space behind it': (
+        rewrite(lambda c: c['categories'][0].update(name='screw ')),
+        ["'screw '", 'remove the spaces'],
+    ),
     'categories that are numbers': (
         rewrite(lambda c: c.update(categories=[1])),
         ['broken category'],
@@ -318,6 +334,10 @@ def test_models_of_other_classes_are_refused(name, word, own_coco):
     refuse(lambda _: None, [word], read(name), own_coco)
 
 
+def save_zeros(path):
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(path)
+
+
 def drop_one(folder):
     random.Random(0)
     (folder / 'labels' / '3.png').unlink()
@@ -329,6 +349,21 @@ def add_label(folder):
 
 
 BAD_LABEL_MAPS = {
+    'a name that would become code': (
+        lambda _: None,
+        dict(classes=('sky', 'roof', '{{ fileDirname }}', 'ground')),
+        ['{{ fileDirname }}', 'mmengine replaces'],
+    ),
+    'an empty name': (
+        lambda folder: (folder / 'classes.txt').write_text('sky\n\nwall\nground\n'),
+        {},
+        ['the name of class 1 is empty'],
+    ),
+    'one class': (
+        lambda folder: [save_zeros(path) for path in (folder / 'labels').iterdir()],
+        dict(classes=('sky',)),
+        ['softmax over one class', 'background'],
+    ),
     'a map is missing': (drop_one, {}, ['no label map', '3.jpg']),
     'a label beyond the classes': (add_label, {}, ['label 7', '4 classes', '0 to 3']),
     'no classes': (lambda _: None, dict(classes=None), ['text file with one a line']),
@@ -385,6 +420,64 @@ def test_another_ignored_label_is_ignored_wherever_255_was(own_label_maps):
     assert model.data_preprocessor.seg_pad_val == model.decode_head.ignore_index == 99
     assert model.decode_head.loss_decode[0].ignore_index == 99
     assert METRICS.build(new.val_evaluator).ignore_index == 99
+
+
+@pytest.mark.parametrize(
+    'name, options, switches',
+    [
+        ('mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py', dict(epochs=30), dict(switch_epoch=28)),
+        ('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py', dict(epochs=10), dict(num_last_epochs=1)),
+    ],
+)
+def test_stages_of_the_training_follow_its_length(name, options, switches, own_coco):
+    new = use_dataset(read(name), own_coco / 'images', own_coco / 'all.json', **options)
+    found = dict(flatten(new.custom_hooks))
+    for key, value in switches.items():
+        assert [v for path, v in found.items() if path.endswith(f'.{key}')] == [value]
+
+
+def test_the_first_evaluation_follows_the_length(own_label_maps):
+    cfg = read('sem-fpn_poolformer-s12_8xb4-40k_ade20k-512x512')
+    cfg.train_cfg.val_begin = 20_000
+    folders = own_label_maps / 'images', own_label_maps / 'labels'
+    new = use_dataset(cfg, *folders, classes=own_label_maps / 'classes.txt')
+    assert (new.train_cfg.max_iters, new.train_cfg.val_begin) == (1000, 500)
+
+
+@pytest.mark.parametrize('as_list', [True, False])
+def test_the_least_learning_rate_follows_the_learning_rate(as_list, own_coco):
+    cfg = read('mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py')
+    if not as_list:
+        cfg.param_scheduler = cfg.param_scheduler[1]
+    new = use_dataset(cfg, own_coco / 'images', own_coco / 'all.json', batch_size=8)
+    cosine = new.param_scheduler[1] if as_list else new.param_scheduler
+    lr = new.optim_wrapper.optimizer.lr
+    assert lr == pytest.approx(0.004 * 8 / 256) and cosine.eta_min == pytest.approx(0.05 * lr)
+
+
+def test_accumulated_gradients_are_one_batch(own_coco):
+    cfg = read('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')  # two images, made for 16
+    cfg.optim_wrapper.accumulative_counts = 8
+    new = use_dataset(cfg, own_coco / 'images', own_coco / 'all.json')
+    assert new.optim_wrapper.optimizer.lr == cfg.optim_wrapper.optimizer.lr
+
+
+def test_label_maps_beside_boxes_are_refused(own_coco):
+    cfg = read('mmdet::scnet/scnet_r50_fpn_1x_coco.py')
+    with pytest.raises(OwnDataError, match='with_seg'):
+        use_dataset(cfg, own_coco / 'images', own_coco / 'all.json')
+
+
+def test_hooks_watch_a_metric_that_there_is(own_coco):
+    cfg = read('mmdet::pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+    cfg.default_hooks.checkpoint.save_best = 'pascal_voc/mAP'
+    cfg.custom_hooks = [dict(type='EarlyStoppingHook', monitor='pascal_voc/mAP')]
+    new = use_dataset(cfg, own_coco / 'images', own_coco / 'all.json')
+    assert new.default_hooks.checkpoint.save_best == 'coco/bbox_mAP'
+    assert new.custom_hooks[0].monitor == 'coco/bbox_mAP'
+    cfg.default_hooks.checkpoint.save_best = 'auto'
+    new = use_dataset(cfg, own_coco / 'images', own_coco / 'all.json')
+    assert new.default_hooks.checkpoint.save_best == 'auto'
 
 
 def test_the_tool_writes_a_config_that_trains(own_coco, tmp_path, capsys):

@@ -93,6 +93,13 @@ MASK = {'size': [30, 40], 'counts': [100, 50, 1050]}
             'mask of another size',
         ),
         (changed('annotations', segmentation=dict(MASK, counts=[7])), ERROR, 'broken mask'),
+        (
+            changed('annotations', segmentation=[[0, 0, 999_999, 0] * 50]),
+            ERROR,
+            'broken mask',
+        ),
+        (changed('annotations', segmentation=[[10**400] * 6]), ERROR, 'broken mask'),
+        (changed('annotations', bbox=[10**400, 1, 1, 1]), ERROR, 'broken box'),
         (changed('annotations', segmentation=dict(MASK, counts='?!')), ERROR, 'broken mask'),
         (changed('annotations', segmentation=[[50, 5, 60, 5, 55, 9]]), ERROR, NO_PIXELS),
         (changed('annotations', segmentation=[[9, 9, 9.1, 9.1, 9.2, 9.2]]), ERROR, NO_PIXELS),

@@ -12,7 +12,12 @@ from PIL import Image
 
 from mmpoolformer.datasets import ERROR, WARNING
 from mmpoolformer.datasets.evaluation import check_evaluation
-from mmpoolformer.datasets.fit import check_categories, check_fit, read_categories
+from mmpoolformer.datasets.fit import (
+    check_categories,
+    check_fit,
+    check_single_class,
+    read_categories,
+)
 
 RETINANET = CONFIGS / 'detection' / 'retinanet_poolformer-s12_fpn_digits.py'
 MASK_RCNN = CONFIGS / 'detection' / 'mask-rcnn_poolformer-s12_fpn_digits.py'
@@ -204,6 +209,34 @@ def test_a_metric_of_each_joined_data_set_reads_its_file(digits_root):
     metrics = [dict(metric, ann_file=file) for file in files]
     cfg.val_evaluator = dict(type='MultiDatasetsEvaluator', metrics=metrics, dataset_prefixes=names)
     assert list(check_evaluation(cfg)) == []
+
+
+def test_boxes_that_are_none_are_left_to_the_check_of_the_file(digits_root, tmp_path):
+    cfg = Config.fromfile(RETINANET)
+    file = digits_root / 'annotations' / 'instances_validation.json'
+    coco = json.loads(file.read_text())
+    coco['annotations'][0]['bbox'] = [None, 1, 1, 1]
+    (tmp_path / 'other.json').write_text(json.dumps(coco))
+    cfg.val_dataloader.dataset.update(data_root='', ann_file=str(file))
+    cfg.val_evaluator.ann_file = str(tmp_path / 'other.json')
+    cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
+    assert list(check_evaluation(cfg)) == []
+
+
+@pytest.mark.parametrize(
+    'loss, count',
+    [
+        (None, 1),
+        (dict(type='CrossEntropyLoss'), 1),
+        (dict(type='CrossEntropyLoss', use_sigmoid=True), 0),
+        ([dict(type='DiceLoss'), dict(type='mmseg.CrossEntropyLoss', use_sigmoid=False)], 1),
+    ],
+)
+def test_softmax_over_one_class(loss, count):
+    head = dict(type='FPNHead', num_classes=1)
+    model = dict(decode_head=head if loss is None else dict(head, loss_decode=loss))
+    assert len(list(check_single_class(model))) == count
+    assert not list(check_single_class(dict(bbox_head=head)))
 
 
 def test_copies_of_a_file_are_the_same_images(digits_root, tmp_path):

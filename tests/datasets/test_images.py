@@ -1,17 +1,25 @@
 """Bad images: each is found, and what passes the check is loaded by mmcv."""
 
+import io
+import os
+import struct
+import subprocess
+import sys
+import zlib
 from contextlib import nullcontext
 
 import cv2
+import mmcv
 import numpy as np
 import pytest
 from bad_files import FUZZ, JPEG, PNG, encode, noise, rotated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.transforms import LoadImageFromFile, Resize
-from PIL import Image
+from PIL import ExifTags, Image
 
 from mmpoolformer.datasets import ERROR, WARNING, check_image
+from mmpoolformer.datasets.images import decoded_shape
 from mmpoolformer.datasets.readers import kept_ratio_scales
 
 
@@ -93,6 +101,70 @@ def test_scales_of_a_pipeline(transform, scales):
     assert kept_ratio_scales(dict(pipeline=[dict(type='RandomApply', transforms=[transform])])) == (
         scales
     )
+
+
+def with_orientation(form, path, entry):
+    """A file of 60×40 pixels that asks to be turned, in EXIF or in XMP."""
+    exif, options = Image.Exif(), {}
+    exif[ExifTags.Base.Orientation] = 6
+    if entry == 'XMP':
+        options['xmp'] = b'<x tiff:Orientation="6"/>'
+    else:
+        options['exif'] = exif
+    Image.new('RGB', (60, 40)).save(path, form, **options)
+
+
+@pytest.mark.parametrize('entry', ['EXIF', 'XMP'])
+@pytest.mark.parametrize('form', ['JPEG', 'PNG', 'WEBP', 'TIFF'])
+def test_the_shape_is_that_which_mmcv_decodes(form, entry, tmp_path):
+    path = tmp_path / f'a.{form.lower()}'
+    with_orientation(form, path, entry)
+    height, width = mmcv.imread(str(path)).shape[:2]
+    assert decoded_shape(path) == (height, width)
+    problems = check_image(path, size=(width, height))
+    assert not any(problem.level == ERROR for problem in problems)
+    said = [problem.detail for problem in problems if problem.kind == 'EXIF rotation']
+    if entry == 'XMP':
+        assert not said
+    elif form == 'WEBP':
+        assert 'does not apply it to WEBP files' in said[0]
+
+
+POSTSCRIPT = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n'
+
+
+def test_postscript_is_no_image(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(subprocess, 'check_call', lambda *args, **_: started.append(args))
+    (tmp_path / 'a.jpg').write_bytes(POSTSCRIPT)
+    (problem,) = check_image(tmp_path / 'a.jpg')
+    assert problem.level == ERROR and not started
+
+
+def test_toolboxes_open_no_postscript_in_a_tool():
+    code = (
+        'import io, mmcv; from mmpoolformer.datasets.images import refuse_postscript; '
+        f'refuse_postscript(); mmcv.imfrombytes({POSTSCRIPT!r}, backend="pillow")'
+    )
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert 'UnidentifiedImageError' in run.stderr
+
+
+def test_a_bomb_is_found_by_its_header(tmp_path):
+    header = io.BytesIO()
+    Image.new('1', (1, 1)).save(header, 'PNG')
+    content = bytearray(header.getvalue())
+    content[16:24] = struct.pack('>II', 36000, 36000)
+    content[29:33] = struct.pack('>I', zlib.crc32(bytes(content[12:29])))
+    (tmp_path / 'a.png').write_bytes(content)
+    (problem,) = check_image(tmp_path / 'a.png')
+    assert '36000×36000: OpenCV decodes up to 2^30' in problem.detail
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / 'a.jpg')
+    (problem,) = check_image(tmp_path / 'a.jpg')
+    assert problem.level == ERROR and 'no regular file' in problem.detail
 
 
 def test_missing_image(tmp_path):

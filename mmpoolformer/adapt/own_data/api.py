@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 
 from ...archs import is_integer
+from ...datasets.fit import check_single_class
 from ...utils.config_tree import braced
 from ...utils.errors import short
 from ..edit import Change, Edit
@@ -119,6 +120,8 @@ def adapt(
         raise OwnDataError(f'default_scope={cfg.get("default_scope")!r} is none of mmdet, mmseg')
     set_image_size(edit, image_size)
     set_class_counts(edit, len(data.classes))
+    for problem in check_single_class(edit.cfg.model):
+        raise OwnDataError(f'{problem.where}: {problem.detail}')
     set_batch_size(edit, batch_size, is_swapped=arch is not None)
     set_schedule(edit, data.train_count, epochs)
     if edit.cfg.get('data_source'):

@@ -14,7 +14,7 @@ from ..edit import Edit
 from .box_files import to_coco_file
 from .errors import OwnDataError
 from .splits import Data, Part, checked_names, choose, class_names, colours, folder, write_part
-from .wrapped import REASON, leaves, own_parts
+from .wrapped import REASON, leaves, own_parts, watch_metric
 
 
 def coco_data(
@@ -127,6 +127,12 @@ def put_coco_data(edit: Edit, data: Data) -> None:
             f'{", ".join(sorted(kinds))} reads panoptic annotations: start from an instance '
             'segmentation config, such as mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
         )
+    steps = [step for _, leaf in leaves(edit, 'train') for _, step in walk(leaf)]
+    if any(step.get('with_seg') for step in steps):
+        raise OwnDataError(
+            'it trains on label maps beside the boxes (with_seg), which a COCO file has not: start '
+            'from mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+        )
     metainfo = dict(classes=data.classes, palette=data.palette)
     for part, path, old in own_parts(edit, data):
         kept = {k: v for k, v in old.items() if k in ('pipeline', 'filter_cfg', 'test_mode')}
@@ -147,3 +153,4 @@ def put_coco_data(edit: Edit, data: Data) -> None:
             kept = first.get('metric', metric) if type_of(first) == 'CocoMetric' else metric
             new = dict(type='CocoMetric', ann_file=str(data.val.annotations), metric=kept)
             edit.set((f'{split}_evaluator',), new, REASON)
+    watch_metric(edit, 'coco/', f'coco/{"bbox" if "bbox" in kept else kept[0]}_mAP')

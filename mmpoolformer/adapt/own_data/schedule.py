@@ -8,12 +8,19 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ...archs import is_integer
 from ...utils.config_tree import type_of, walk
 from ..edit import Edit
+from ..schedules import images_per_step, scale_least_rates
 
 LEAST_STEPS = 1000  # fewer leave even a pretrained detector at an AP near 0
 EVALUATIONS = 12
 CHECKPOINTS = 12
+# Where hooks of the toolboxes switch to another stage of the training, by epoch or by iteration.
+SWITCHES = {
+    True: ('switch_epoch', 'num_last_epochs', 'begin_epoch'),
+    False: ('begin_iter',),
+}
 
 
 def set_batch_size(edit: Edit, batch_size: int | None, is_swapped: bool) -> None:
@@ -27,7 +34,7 @@ def set_batch_size(edit: Edit, batch_size: int | None, is_swapped: bool) -> None
     loader = edit.cfg.train_dataloader
     if batch_size is not None:
         edit.set(('train_dataloader', 'batch_size'), batch_size, 'as you asked for')
-    batch_size = loader['batch_size']
+    batch_size = images_per_step(edit, loader['batch_size'])
     scaling = dict(edit.cfg.get('auto_scale_lr') or dict(enable=False))
     named = None if is_swapped else _named_batch_size(edit.cfg)
     base = named or scaling.get('base_batch_size')
@@ -36,6 +43,7 @@ def set_batch_size(edit: Edit, batch_size: int | None, is_swapped: bool) -> None
         return
     reason = f'{lr} is for batches of {base}; yours have {batch_size}, from one process'
     edit.set(('optim_wrapper', 'optimizer', 'lr'), float(f'{lr * batch_size / base:.3g}'), reason)
+    scale_least_rates(edit, batch_size / base)
     reason = 'of several processes: train with --auto-scale-lr'
     edit.set(('auto_scale_lr',), dict(scaling, base_batch_size=batch_size), reason)
 
@@ -83,6 +91,13 @@ def _set_length(edit: Edit, key: str, old: int, new: int, reason: str, by_epoch:
         interval = max(1, new // CHECKPOINTS)
         edit.set(('default_hooks', 'checkpoint', 'interval'), interval, reason)
     ratio = new / old
+    if edit.cfg.train_cfg.get('val_begin', 1) > 1:
+        begin = max(1, round(edit.cfg.train_cfg.val_begin * ratio))
+        edit.set(('train_cfg', 'val_begin'), begin, reason)
+    for at, hook in list(walk(edit.cfg.get('custom_hooks') or [], ('custom_hooks',))):
+        for name in SWITCHES[by_epoch]:
+            if is_integer(hook.get(name)) and hook[name] > 0:
+                edit.set((*at, name), max(1, round(hook[name] * ratio)), reason)
     schedulers = edit.cfg.get('param_scheduler') or []
     for at, scheduler in walk(schedulers, ('param_scheduler',)):
         if not type_of(scheduler).endswith(('LR', 'Momentum')):

@@ -14,7 +14,7 @@ from ...utils.config_tree import has, type_of, walk
 from ..edit import Edit
 from .errors import OwnDataError
 from .splits import IMAGES, Data, Part, choose, class_names, colours, folder, write_part
-from .wrapped import REASON, own_parts
+from .wrapped import REASON, own_parts, watch_metric
 
 LABEL_MAPS = ('.png', '.bmp', '.tif', '.tiff')
 LOOKED_INTO = 64  # label maps
@@ -193,3 +193,4 @@ def put_label_map_data(edit: Edit, data: Data) -> None:
             metrics = first.get('iou_metrics', ['mIoU'])
             new = dict(type='IoUMetric', iou_metrics=metrics, ignore_index=options['ignore_index'])
             edit.set((f'{split}_evaluator',), new, REASON)
+    watch_metric(edit, 'm', 'mIoU')

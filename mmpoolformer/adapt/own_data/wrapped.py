@@ -41,6 +41,24 @@ def only_leaf(edit: Edit, split: str) -> tuple[tuple, dict]:
     return (replaced[0] if replaced else found[0][0]), found[0][1]
 
 
+def watch_metric(edit: Edit, start: str, metric: str) -> None:
+    """Let hooks and schedules that watch a metric watch one that the new evaluator has.
+
+    Args:
+        edit: The config that is changed.
+        start: How the names of the evaluator's metrics begin.
+        metric: The one that is watched in the place of others.
+    """
+    for root in ('default_hooks', 'custom_hooks', 'param_scheduler'):
+        for at, node in list(walk(edit.cfg.get(root) or {}, (root,))):
+            for key in ('save_best', 'monitor'):
+                watched = node.get(key)
+                names = watched if isinstance(watched, (list, tuple)) else [watched]
+                foreign = [n for n in names if isinstance(n, str) and not n.startswith(start)]
+                if foreign and foreign not in (['auto'], ['loss']):
+                    edit.set((*at, key), metric, REASON)
+
+
 def own_parts(edit: Edit, data: Data) -> Iterator[tuple[Part, tuple, dict]]:
     """The part of own data for each data set of a config, with its place and what it was."""
     for split in SPLITS:

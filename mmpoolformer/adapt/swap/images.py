@@ -152,5 +152,8 @@ def _pipelines(edit: Edit, splits: tuple[str, ...]) -> Iterator[tuple]:
         for path, node in walk(edit.find(root), root):
             if node.get('pipeline'):
                 yield (*path, 'pipeline')
+    if 'train' in splits:  # hooks that switch to another one
+        for path, node in walk(edit.cfg.get('custom_hooks') or [], ('custom_hooks',)):
+            yield from ((*path, key) for key in node if key.endswith('pipeline') and node[key])
     if edit.cfg.get(TTA[0]):
         yield TTA

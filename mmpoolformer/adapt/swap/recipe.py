@@ -9,6 +9,7 @@ from ...registry import custom_modules
 from ...utils.config_tree import has, type_of, walk
 from ...utils.errors import join
 from ..edit import Edit
+from ..schedules import scale_least_rates
 from .nested import INNER
 from .rules import BACKBONE_CONSTRUCTORS, LAYER_DECAY, MULTIMODAL, RECIPES, STRIDES
 
@@ -135,10 +136,8 @@ def _scale_schedule(edit: Edit, lr: float, batch_size: int, old_lr: float | None
     scaling = dict(edit.cfg.get('auto_scale_lr') or dict(enable=False))
     scaling['base_batch_size'] = batch_size
     edit.set(('auto_scale_lr',), scaling, f'{lr} is for batches of {batch_size}')
-    for at, scheduler in list(walk(edit.find(('param_scheduler',)), ('param_scheduler',))):
-        if scheduler.get('eta_min') and old_lr:
-            eta_min = float(f'{scheduler["eta_min"] * lr / old_lr:.3g}')
-            edit.set((*at, 'eta_min'), eta_min, 'scaled with the learning rate')
+    if old_lr:
+        scale_least_rates(edit, lr / old_lr)
 
 
 def _has_queries(model: dict) -> bool:
