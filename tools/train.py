@@ -80,7 +80,8 @@ def main():
         cfg.auto_scale_lr.enable = True
         # mmengine counts the images of an iteration, of which a step may take several.
         counts = cfg.get('optim_wrapper', {}).get('accumulative_counts') or 1
-        cfg.auto_scale_lr.base_batch_size /= counts
+        if counts > 1:
+            cfg.auto_scale_lr.base_batch_size /= counts
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume

@@ -494,6 +494,23 @@ def test_test_sets_in_a_wrapper_are_rounded_too():
         assert [step.type for step in dataset.pipeline][1:3] == ['Resize', 'ResizeToMultiple']
 
 
+def test_images_normalised_in_a_pipeline_that_a_hook_switches_to():
+    cfg = Config(read(RTMDET).to_dict())
+    preprocessor = cfg.model.data_preprocessor
+    normalize = dict(type='Normalize', mean=preprocessor.mean, std=preprocessor.std, to_rgb=False)
+    cfg.model.data_preprocessor = dict(type='DetDataPreprocessor', pad_size_divisor=32)
+    hooks = [hook for hook in cfg.custom_hooks if hook.get('switch_pipeline')]
+    leaves = [cfg[f'{split}_dataloader'].dataset for split in ('train', 'val', 'test')]
+    for node, key in [(hook, 'switch_pipeline') for hook in hooks] + [
+        (d, 'pipeline') for d in leaves
+    ]:
+        node[key] = [*node[key][:-1], normalize, node[key][-1]]
+    new = swap_backbone(cfg)
+    (switch,) = (hook for hook in new.custom_hooks if hook.get('switch_pipeline'))
+    assert switch.switch_pipeline[-2] == new.train_dataloader.dataset.pipeline[-2]
+    assert switch.switch_pipeline[-2].to_rgb
+
+
 def test_images_that_are_rounded_are_not_rounded_twice():
     rounded = swap_backbone(read(SEMANTIC_FPN))
     pipeline = swap_backbone(Config(rounded.to_dict())).test_dataloader.dataset.pipeline

@@ -5,7 +5,7 @@ import os
 import signal
 
 import pytest
-from helpers import run_tool, write_tiny_config
+from helpers import run_tool, tool_error, write_tiny_config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from PIL import Image
@@ -144,6 +144,43 @@ def test_compared_are_the_loss_the_main_metrics_and_the_learning_rate(tmp_path):
     evaluation = {'coco/bbox_mAP': 0.5, 'coco/bbox_mAP_50': 0.7, 'step': 1}
     runs = read_runs([write_log(tmp_path, step(1, loss=1.0, loss_cls=0.5), evaluation)])
     assert [panel.title for panel in panels_of_keys(runs, None)] == ['loss', 'coco/bbox_mAP', 'lr']
+
+
+@pytest.mark.parametrize(
+    'line',
+    ['[' * 100_000, '{"loss": 1e400, "step": 2, "iter": 2}', f'{{"loss": 1{"0" * 400}, "step": 2}}',
+     '{"loss": 1e308, "step": 2, "iter": 2}', '{"loss": -1e308, "step": 1e999, "iter": 2}'],
+    ids=['lists', 'inf', 'digits', 'large', 'steps'],
+)  # fmt: skip
+def test_a_log_that_is_none_is_drawn_without_it(line, tmp_path):
+    work = write_log(tmp_path / 'work', step(1, loss=1.0))
+    with (work / '20260101_000000' / 'vis_data' / 'scalars.json').open('a') as file:
+        file.write(f'5}}\n{line}\n')
+    run_tool('plot_curves', work, '-o', tmp_path / 'a.png')
+    assert Image.open(tmp_path / 'a.png').size[0] > 0
+
+
+def test_names_are_no_formulas(tmp_path):
+    run_tool('plot_curves', write_log(tmp_path / '$\\foo$', step(1, **{r'loss_$\bar$': 1.0})))
+
+
+def test_a_picture_that_cannot_be_written_is_a_message(tmp_path, capsys):
+    work = write_log(tmp_path / 'work', step(1, loss=1.0))
+    (tmp_path / 'file').write_text('')
+    message = tool_error(capsys, 'plot_curves', work, '-o', tmp_path / 'file' / 'a.png')
+    assert 'a.png cannot be written' in message
+
+
+def test_a_pipe_is_no_log(tmp_path):
+    (tmp_path / 'run' / 'vis_data').mkdir(parents=True)
+    os.mkfifo(tmp_path / 'run' / 'vis_data' / 'scalars.json')
+    assert not read_run(tmp_path).training
+
+
+def test_of_many_metrics_some_are_drawn(tmp_path):
+    evaluation = {f'{k}/mAP': 0.5 for k in range(500)} | {'step': 1}
+    runs = read_runs([write_log(tmp_path, step(1, loss=1.0), evaluation)])
+    assert len(panels_of_keys(runs, None)) == 2 + curves.MOST_PANELS
 
 
 def test_a_key_that_no_run_has_is_named_with_the_nearest(tmp_path):

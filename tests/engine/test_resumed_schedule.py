@@ -133,6 +133,22 @@ def test_the_middle_of_an_epoch_of_another_length_is_refused(known, resume):
         resume(options=[ONE], change=interrupt)
 
 
+def test_averaged_weights_without_their_hook_are_refused(resume):
+    with pytest.raises(SystemExit, match='averaged by EMAHook, which the config has not'):
+        resume("custom_hooks = [dict(type='EMAHook', momentum=0.1)]", '')
+
+
+def test_the_best_of_another_metric_is_no_measure(half, tmp_path):
+    """aAcc is larger than mIoU, which would never be better."""
+    config = tmp_path / 'other.py'
+    config.write_text(half.read_text().replace("save_best='mIoU'", "save_best='aAcc'"))
+    work = tmp_path / 'work'
+    run_tool('train', config, '--work-dir', work, '--cfg-options', TWO)
+    run_tool('train', half, '--work-dir', work, '--resume', '--cfg-options', FOUR)
+    assert list(work.glob('best_mIoU_*.pth')) and list(work.glob('best_aAcc_*.pth'))
+    assert 'is of another metric than save_best' in log_of(tmp_path)
+
+
 def test_classes_in_another_order_are_refused(resume):
     def permute(contents):
         meta = contents['meta']['dataset_meta']

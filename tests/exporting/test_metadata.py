@@ -54,6 +54,8 @@ def test_another_programs_file(text):
         ('model', []),
         ('options', None),
         ('outputs', dict(OUTPUTS, masks='')),  # without a threshold
+        ('options', dict(align_corners=[1])),
+        ('options', dict(threshold='x')),
     ],
 )
 def test_fields_that_are_none(field, value, cfg):

@@ -52,6 +52,41 @@ def test_what_is_no_image(shape, kind, row_fifty):
         row_fifty(np.ones(shape, kind))
 
 
+BOXES = dict(
+    boxes=np.zeros((2, 4), np.float32), scores=np.zeros(2, np.float32), labels=np.array([0, 1])
+)
+
+
+@pytest.mark.parametrize(
+    'name, value',
+    [
+        ('labels', np.array([0, 99])),
+        ('labels', np.array([-1, 0])),
+        ('labels', np.array([0.0, 1.0])),
+        ('labels', np.array([0])),
+        ('boxes', np.zeros((2, 3))),
+        ('boxes', np.array(1.0)),
+        ('scores', np.zeros((2, 1))),
+        ('masks', np.zeros((1, 28, 28))),
+        ('masks', None),
+    ],
+)
+def test_outputs_that_are_no_boxes(name, value):
+    outputs = dict.fromkeys([*OUTPUTS['detector'], *(['masks'] if name == 'masks' else [])], '')
+    meta = Metadata('detector', ['a', 'b'], [], 'uint8', outputs, [], [], {})
+    meta.check_outputs(dict(BOXES, masks=np.zeros((2, 28, 28))), 'model.onnx')
+    found = {key: v for key, v in dict(BOXES, **{name: value}).items() if v is not None}
+    with pytest.raises(LaunchError, match=f'model.onnx puts out {name} that are none'):
+        meta.check_outputs(found, 'model.onnx')
+
+
+def test_logits_that_are_none():
+    outputs = dict.fromkeys(OUTPUTS['segmentor'], '')
+    meta = Metadata('segmentor', ['a', 'b'], [], 'uint8', outputs, [], [], {})
+    with pytest.raises(LaunchError, match='logits that are none'):
+        meta.check_outputs(dict(labels=np.zeros(3), logits=np.zeros(3)), 'model.onnx')
+
+
 @pytest.mark.parametrize('value', [-0.5, 256.0, float('nan')])
 def test_pixels_that_are_no_bytes(value):
     meta = Metadata('detector', [], [], 'uint8', dict.fromkeys(OUTPUTS['detector'], ''), [], [], {})

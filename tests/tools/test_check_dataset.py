@@ -1,5 +1,6 @@
 """``tools/check_dataset.py`` over whole data sets."""
 
+import json
 import os
 import shutil
 
@@ -39,6 +40,20 @@ def test_tool_finds_a_damaged_image(workers, coco_root, tmp_path, capsys):
     assert stop.value.code == 1
     assert 'damaged image' in capsys.readouterr().out
     assert victim.name in (tmp_path / 'all.txt').read_text()
+
+
+def test_names_are_printed_as_they_are(coco_root, tmp_path, capsys):
+    """Rich takes square brackets for markup, and a terminal takes control characters for orders."""
+    root = shutil.copytree(coco_root, tmp_path / 'coco')
+    file = root / 'annotations' / 'instances_train2017.json'
+    coco = json.loads(file.read_text())
+    for image, name in zip(coco['images'], ['[/x].jpg', '[red]a.jpg', '\x1b]0;owned.jpg']):
+        image['file_name'] = name
+    file.write_text(json.dumps(coco))
+    with pytest.raises(SystemExit):
+        run_tool('check_dataset', RETINANET, '--workers', 0, *coco_options(root))
+    out = ''.join(capsys.readouterr().out.split()).replace('│', '')
+    assert '[/x].jpg' in out and '[red]a.jpg' in out and '\x1b]' not in out
 
 
 def test_tool_checks_label_maps(ade_root, tmp_path, capsys):

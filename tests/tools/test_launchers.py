@@ -1,5 +1,6 @@
 """``tools/train.py`` and ``tools/test.py`` on the real toolboxes, over the published layouts."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from helpers import (
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 from mmengine.fileio import load
+from mmengine.registry import DATASETS, init_default_scope
 
 from mmpoolformer.engine import checks
 
@@ -151,6 +153,25 @@ def test_tta(config, trained, tmp_path):
     assert METRICS[config] <= set(metrics)
 
 
+def test_flips_leave_the_true_boxes(digits_root):
+    """The metrics that read them from the data set get them from the first view."""
+    path = CONFIGS / 'detection' / 'retinanet_poolformer-s12_fpn_digits.py'
+    cfg = Config.fromfile(path)
+    init_default_scope('mmdet')
+    spec = importlib.util.spec_from_file_location('tool', ROOT / 'tools' / 'test.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    dataset = dict(cfg.test_dataloader.dataset, data_root=f'{digits_root}/')
+    expected = DATASETS.build(dataset)[0]
+    tool.enable_tta(cfg)
+    views = DATASETS.build(dict(dataset, pipeline=cfg.tta_pipeline))[0]
+    boxes = expected['data_samples'].gt_instances.bboxes
+    for image, sample in zip(views['inputs'], views['data_samples'], strict=True):
+        torch.testing.assert_close(sample.gt_instances.bboxes.tensor, boxes.tensor)
+        torch.testing.assert_close(image.flip(-1) if sample.flip else image, expected['inputs'])
+    assert [sample.flip for sample in views['data_samples']] == [True, False]
+
+
 def test_tta_refuses_masks(trained, tmp_path, capsys):
     options, _, checkpoint = trained(MASK_RCNN)
     args = [MASK_RCNN, checkpoint, '--work-dir', tmp_path, '--tta', *options]
@@ -178,6 +199,14 @@ def test_auto_scale_lr(trained, tmp_path):
     run_tool('train', SEM_FPN, '--work-dir', tmp_path, '--auto-scale-lr', *options)
     log = next(tmp_path.glob('*/*.log')).read_text()
     assert 'LR is set based on batch size of 32 and the current batch size is 2' in log
+
+
+def test_auto_scale_lr_counts_accumulated_gradients(trained, tmp_path):
+    options, *_ = trained(SEM_FPN)
+    options = [*options, 'optim_wrapper.accumulative_counts=4']
+    run_tool('train', SEM_FPN, '--work-dir', tmp_path, '--auto-scale-lr', *options)
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert 'LR is set based on batch size of 8.0 and the current batch size is 2' in log
 
 
 def test_default_work_dir(trained, monkeypatch, tmp_path):
@@ -325,6 +354,43 @@ def test_a_config_that_cannot_be_built(option, words, trained, tmp_path, capsys)
     message = tool_error(capsys, 'train', SEM_FPN, '--work-dir', tmp_path, *options, option)
     assert message.startswith('error: the config cannot be built')
     assert all(word in message for word in words), message
+
+
+def test_options_that_replace_a_part_are_refused(capsys):
+    args = 'train', SEM_FPN, '--cfg-options'
+    assert 'entries' in tool_error(capsys, *args, 'train_dataloader=3')
+    assert 'name one of them' in tool_error(capsys, *args, 'train_dataloader.dataset=a')
+
+
+@pytest.mark.parametrize('option', ['foo', 'model.a=[1,2'])
+def test_options_that_are_none_are_usage_errors(option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_tool('train', SEM_FPN, '--cfg-options', option)
+    assert stop.value.code == 2 and 'write KEY=VALUE' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'tool, args',
+    [
+        ('train', ['x' * 300]),
+        ('test', [RETINANET, 'x' * 300]),
+        ('predict', [RETINANET, 'a.pth', 'x' * 300]),
+        ('use_dataset', [RETINANET, '--images', 'x' * 300, '--annotations', 'a']),
+        ('use_dataset', [RETINANET, '--images', '~nobody-x/a', '--annotations', 'a']),
+        ('check_dataset', [RETINANET, '--workers', -1]),
+        ('check_dataset', [RETINANET, '--out', '/nonexistent/x']),
+    ],
+    ids=lambda value: value if isinstance(value, str) else '',
+)
+def test_names_and_numbers_that_are_none(tool, args, capsys):
+    message = tool_error(capsys, tool, *args)
+    assert message.startswith('error: ')
+
+
+def test_an_evaluation_that_never_comes_is_refused(trained, tmp_path, capsys):
+    options, *_ = trained(SEM_FPN)
+    args = [SEM_FPN, '--work-dir', tmp_path, *options, 'train_cfg.val_begin=100']
+    assert 'nothing would be evaluated' in tool_error(capsys, 'train', *args)
 
 
 @pytest.mark.parametrize(
