@@ -1,6 +1,7 @@
 """Deployed and compiled backbones compute what the plain ones do."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -106,3 +107,13 @@ def test_exports(image):
     model = build().eval()
     program = torch.export.export(model, (image,))
     assert_features_close(program.module()(image), model(image))
+
+
+@pytest.mark.parametrize('copied', [copy.deepcopy, pickle.dumps])
+def test_what_is_compiled_is_not_copied(copied, monkeypatch):
+    """A copy would compute with the weights of the original."""
+    monkeypatch.setattr(torch, 'compile', lambda forward, **_: forward)
+    model = build().eval()
+    compile_for_inference(model)
+    with pytest.raises(RuntimeError, match='copy it first'):
+        copied(model)

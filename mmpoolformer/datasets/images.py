@@ -48,20 +48,12 @@ def check_image(
     path = Path(path)
     where = str(path)
     try:
-        if path.exists() and not path.is_file():  # a pipe or a device would never end
-            return [Problem(ERROR, 'image cannot be read', where, 'it is no regular file')]
-        content = path.read_bytes()
-    except OSError as error:
-        return [Problem(ERROR, 'image cannot be read', where, error.strerror or str(error))]
-    if not content:
-        return [Problem(ERROR, 'empty image file', where, '0 bytes')]
-    try:
+        content = _read(path)
         form, mode, turned = _decode_fully(content)
-    except Exception as error:  # PIL has many ways to refuse a file
-        return [Problem(ERROR, 'damaged image', where, one_line(error))]
-    try:
         pixels = mmcv.imfrombytes(content, flag='color')
-    except Exception as error:
+    except _Unreadable as error:
+        return [Problem(ERROR, error.args[0], where, error.args[1])]
+    except Exception as error:  # PIL has many ways to refuse a file
         return [Problem(ERROR, 'damaged image', where, one_line(error))]
     if pixels is None:
         return [Problem(ERROR, 'damaged image', where, f'OpenCV does not decode this {form} file')]
@@ -92,6 +84,22 @@ def check_image(
         detail = f'{width}×{height}: resized to a strip or a single colour'
         found.append(Problem(WARNING, 'very small image', where, detail))
     return found
+
+
+class _Unreadable(Exception):
+    """There is nothing to decode: kind and detail of the problem."""
+
+
+def _read(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe or a device would never end
+        raise _Unreadable('image cannot be read', 'it is no regular file')
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _Unreadable('image cannot be read', error.strerror or str(error)) from error
+    if not content:
+        raise _Unreadable('empty image file', '0 bytes')
+    return content
 
 
 def _vanishes(width: int, height: int, scale: tuple[float, float]) -> bool:

@@ -6,6 +6,9 @@ from importlib import import_module
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS
+from torch import nn
 from zoo_configs import (
     BISENET,
     CONVNEXT,
@@ -15,6 +18,7 @@ from zoo_configs import (
     FASTER_RCNN_C4,
     FASTFCN,
     ICNET,
+    MASK2FORMER_SWIN,
     MASK_RCNN,
     PSPNET,
     QDTRACK,
@@ -492,6 +496,22 @@ def test_test_sets_in_a_wrapper_are_rounded_too():
     cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[dataset, dataset])
     for dataset in swap_backbone(cfg).test_dataloader.dataset.datasets:
         assert [step.type for step in dataset.pipeline][1:3] == ['Resize', 'ResizeToMultiple']
+
+
+@pytest.mark.parametrize('arch', ['s12', 'caformer_s18'])
+def test_norms_without_weight_decay_stay_so(arch):
+    cfg = swap_backbone(read(MASK2FORMER_SWIN), arch, checkpoint=None)
+    keys = cfg.optim_wrapper.paramwise_cfg.custom_keys
+    assert not any('stages' in key or 'relative' in key for key in keys)
+    with torch.device('meta'):
+        model = nn.ModuleDict(dict(backbone=MODELS.build(cfg.model.backbone)))
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).param_groups
+    found = {id(p): group for group in groups for p in group['params']}
+    for name, parameter in model.named_parameters():
+        group, is_matrix = found[id(parameter)], parameter.ndim > 1
+        assert group['lr'] == pytest.approx(1e-5), name
+        if 'norm' in name or 'scale_' in name or is_matrix:
+            assert group['weight_decay'] == (0.05 if is_matrix else 0), name
 
 
 def test_images_normalised_in_a_pipeline_that_a_hook_switches_to():

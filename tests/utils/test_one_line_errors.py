@@ -3,7 +3,14 @@
 import pytest
 from torch.utils.data import DataLoader
 
-from mmpoolformer.utils.errors import DataError, first_line, last_line, one_line
+from mmpoolformer.utils.errors import (
+    DataError,
+    first_line,
+    last_line,
+    one_line,
+    printed,
+    short,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,3 +51,17 @@ def test_the_last_line_is_the_message_wherever_it_was_raised(error, workers):
 
 def test_an_error_without_a_message_has_a_name():
     assert last_line(KeyError()) == 'KeyError'
+
+
+def test_what_a_file_says_is_printable():
+    message = printed(f'error: a\x1b]0;b\nand \x07{"c" * 10_000}')
+    assert message.startswith('error: a\\x1b]0;b\nand \\x07c') and len(message) < 6000
+
+
+@pytest.mark.parametrize(
+    'value, text',
+    [('a\x1b', r"'a\x1b'"), (1.5, '1.5'), (10**5000, 'a number without end'), ([1], 'list')],
+    ids=['text', 'number', 'digits', 'list'],
+)
+def test_values_of_files_are_short(value, text):
+    assert short(value) == text

@@ -120,20 +120,24 @@ def adapt(
         raise OwnDataError(f'default_scope={cfg.get("default_scope")!r} is none of mmdet, mmseg')
     set_image_size(edit, image_size)
     set_class_counts(edit, len(data.classes))
-    for problem in check_single_class(edit.cfg.model):
-        raise OwnDataError(f'{problem.where}: {problem.detail}')
     set_batch_size(edit, batch_size, is_swapped=arch is not None)
     set_schedule(edit, data.train_count, epochs)
     if edit.cfg.get('data_source'):
         source = f'your own data in {data.train.images}'
         edit.set(('data_source',), source, 'said where it is missing')
+    _check_result(edit)
+    return Adapted(edit.cfg, [*earlier, *edit.changes])
+
+
+def _check_result(edit: Edit) -> None:
+    for problem in check_single_class(edit.cfg.model):
+        raise OwnDataError(f'{problem.where}: {problem.detail}')
     text = braced([change.new for change in edit.changes])
     if text is not None:
         raise OwnDataError(
             f'the name {short(text)} holds {{{{, which mmengine replaces when it reads a config: '
             'rename it'
         )
-    return Adapted(edit.cfg, [*earlier, *edit.changes])
 
 
 def _check_options(

@@ -13,6 +13,15 @@ from ..schedules import scale_least_rates
 from .nested import INNER
 from .rules import BACKBONE_CONSTRUCTORS, LAYER_DECAY, MULTIMODAL, RECIPES, STRIDES
 
+# Parts of Swin and ConvNeXt that optimizers know by name.
+OLD_EMBEDDINGS = ('absolute_pos_embed', 'relative_position_bias_table')
+# What of a MetaFormer has no weight decay. mmengine takes the longest key that is part of a name,
+# so that these go before 'backbone'.
+NORMS_AND_SCALES = (
+    *('.norm1.weight', '.norm1.bias', '.norm2.weight', '.norm2.bias', 'layer_scale', 'res_scale'),
+    *(f'backbone.network.{stage}.norm' for stage in (1, 3, 5)),
+)
+
 
 def replace_backbone(
     edit: Edit,
@@ -103,6 +112,7 @@ def set_optimizer(edit: Edit, at: tuple, segments: bool) -> None:
             _decay_by_layer(edit, wrapper.get('paramwise_cfg') or {})
             return
         if _has_queries(model):
+            _spare_norms(edit)
             return
         if type_of(model) == 'RTMDet':
             lr, batch_size = RECIPES['RTMDet']
@@ -129,6 +139,18 @@ def _decay_by_layer(edit: Edit, old: dict) -> None:
     edit.set(('optim_wrapper', 'constructor'), LAYER_DECAY, reason)
     new = dict(decay_rate=rate, decay_type=old.get('decay_type', 'layer_wise'))
     edit.set(('optim_wrapper', 'paramwise_cfg'), new, reason)
+
+
+def _spare_norms(edit: Edit) -> None:
+    """Norms of the old backbone that have a decay of their own stand for those of the new one."""
+    path = ('optim_wrapper', 'paramwise_cfg', 'custom_keys')
+    keys = edit.find(path)
+    old = [key for key in keys if key.startswith('backbone.stages.') or key in OLD_EMBEDDINGS]
+    norms = [key for key in old if key.endswith('norm')]
+    if norms:
+        new = {key: value for key, value in keys.items() if key not in old}
+        new.update({key: dict(keys[norms[0]]) for key in NORMS_AND_SCALES})
+        edit.set(path, new, 'names of the new backbone')
 
 
 def _scale_schedule(edit: Edit, lr: float, batch_size: int, old_lr: float | None) -> None:
