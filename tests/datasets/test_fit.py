@@ -16,6 +16,7 @@ from mmpoolformer.datasets.fit import (
     check_categories,
     check_fit,
     check_single_class,
+    name_counts,
     read_categories,
 )
 
@@ -158,6 +159,13 @@ def rename_the_images(cfg, root):
     (root / 'in.json').write_text(json.dumps(coco))
 
 
+def resize_an_image(cfg, root):
+    rename_the_images(cfg, root)
+    coco = json.loads((root / 'annotations' / 'instances_validation.json').read_text())
+    coco['images'][0]['width'] += 1
+    (root / 'in.json').write_text(json.dumps(coco))
+
+
 def score_more_images(cfg, root):
     joined = json.loads((root / 'annotations' / 'instances_validation.json').read_text())
     joined['images'].append(dict(joined['images'][0], id=10**6, file_name='never_shown.png'))
@@ -184,6 +192,7 @@ def join_sets_of_the_same_ids(cfg, root):
     [
         (score_another_file, ['another file is scored', 'other boxes', 'instances_training']),
         (rename_the_images, ["image 0 is another one, '00000.jpg' and not 'other.png'", 'in.json']),
+        (resize_an_image, ['image 0 is another one', 'in.json']),
         (score_more_images, ['1 of 3 images of', 'never_shown.png', 'would count as missed']),
         (score_fewer_images, ['val_evaluator.1.ann_file', 'there are other images', 'part.json']),
         (join_sets_of_the_same_ids, ['another file is scored', 'instances_training']),
@@ -368,3 +377,9 @@ def test_a_character_at_the_end_of_what_is_read_of_a_large_file(tmp_path):
         (tmp_path / 'a.json').write_text(text, encoding='utf-8')
         (problem,) = check_categories(tmp_path / 'a.json', ('a', 'b'))
         assert problem.kind == 'classes in another order'
+
+
+def test_counts_of_heads_that_tell_no_classes_apart():
+    head = dict(type='Shared2FCBBoxHead', num_classes=80)
+    model = dict(roi_head=dict(bbox_head=[dict(head, class_agnostic=True), dict(head)]))
+    assert [count.key for count in name_counts(model)] == ['model.roi_head.bbox_head.1.num_classes']

@@ -58,8 +58,10 @@ def test_good_image(mode, name, tmp_path):
 @pytest.mark.parametrize('content, size', [(PNG, (30, 40)), (rotated(), (40, 30))])
 def test_size_other_than_the_annotations_is_an_error(content, size, tmp_path):
     (tmp_path / 'image').write_bytes(content)
-    kinds = [p.kind for p in check_image(tmp_path / 'image', size) if p.level == ERROR]
-    assert kinds == ['image of another size']
+    (problem,) = (p for p in check_image(tmp_path / 'image', size) if p.level == ERROR)
+    width, height = size[::-1]
+    assert problem.kind == 'image of another size'
+    assert f'{width}×{height}' in problem.detail and f'{size[0]}×{size[1]}' in problem.detail
 
 
 @pytest.mark.parametrize(
@@ -159,6 +161,16 @@ def test_a_bomb_is_found_by_its_header(tmp_path):
     (tmp_path / 'a.png').write_bytes(content)
     (problem,) = check_image(tmp_path / 'a.png')
     assert '36000×36000: OpenCV decodes up to 2^30' in problem.detail
+
+
+def test_a_decoder_that_fails_is_quoted(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ArithmeticError('no such marker')
+
+    monkeypatch.setattr(mmcv, 'imfrombytes', fail)
+    (tmp_path / 'a.png').write_bytes(PNG)
+    (problem,) = check_image(tmp_path / 'a.png')
+    assert problem[:2] == (ERROR, 'damaged image') and 'no such marker' in problem.detail
 
 
 def test_a_pipe_is_no_image(tmp_path):

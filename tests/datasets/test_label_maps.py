@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmpoolformer.datasets import ERROR, WARNING, check_pair
+from mmpoolformer.datasets.label_maps import LabelsFit
+from mmpoolformer.utils.errors import DataError
 
 
 def pair(folder, labels, reduce_zero_label=True):
@@ -81,3 +83,15 @@ def test_labels_that_pass_are_classes_for_mmseg(tmp_path_factory, values, reduce
         return
     labels = transforms.LoadAnnotations()(dict(info, seg_fields=[]))['gt_seg_map']
     assert labels.shape == (30, 40) and set(np.unique(labels)) <= {0, 1, 2, 255}
+
+
+@pytest.mark.parametrize(
+    'labels, word', [([[0, 2]], None), ([[0, 255]], None), ([[0, 3]], 'label 3')]
+)
+def test_label_maps_are_watched_while_they_are_loaded(labels, word):
+    results = dict(gt_seg_map=np.array(labels), seg_map_path='a.png', ori_shape=(1, 2))
+    if word is None:
+        assert LabelsFit(3, 255)(results) is results
+        return
+    with pytest.raises(DataError, match=rf'a\.png has {word} as read; the 3 classes are 0 to 2'):
+        LabelsFit(3, 255)(results)
