@@ -99,3 +99,40 @@ def job_field(job, name, env):
     """What ``scontrol show job`` says of a job."""
     fields = output(['scontrol', 'show', 'job', job], env).split()
     return dict(field.split('=', 1) for field in fields if '=' in field).get(name)
+
+
+@contextmanager
+def two_hosts():
+    """Two network namespaces with a cable between them, as two machines have it.
+
+    Yields:
+        For each, the command that runs another one in it, and the variables that it needs.
+
+    Raises:
+        OSError: This system does not let one make them.
+    """
+    names = [f'mmpoolformer-{os.getpid()}-{side}' for side in 'ab']
+    links = [f'mmp{os.getpid() % 100_000}{side}' for side in 'ab']
+    try:
+        for name in names:
+            _ip('netns', 'add', name)
+        _ip('link', 'add', links[0], 'type', 'veth', 'peer', 'name', links[1])
+        hosts = []
+        for number, (name, link) in enumerate(zip(names, links), 1):
+            _ip('link', 'set', link, 'netns', name)
+            _ip('-n', name, 'addr', 'add', f'10.231.77.{number}/24', 'dev', link)
+            for device in ('lo', link):
+                _ip('-n', name, 'link', 'set', device, 'up')
+            variables = dict(GLOO_SOCKET_IFNAME=link, NODE_RANK=str(number - 1), NNODES='2')
+            variables.update(MASTER_ADDR='10.231.77.1', PORT='29511')
+            hosts.append((['ip', 'netns', 'exec', name], variables))
+        yield hosts
+    finally:
+        for name in names:
+            subprocess.run(['ip', 'netns', 'delete', name], capture_output=True)
+
+
+def _ip(*words):
+    run = subprocess.run(['ip', *words], capture_output=True, text=True)
+    if run.returncode:
+        raise OSError(f'ip {" ".join(words)}: {run.stderr.strip()}')

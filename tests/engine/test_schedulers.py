@@ -6,12 +6,21 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import ROOT, free_port, run_tool, write_tiny_config
-from loopback_cluster import MISSING, PARTITION, job_field, output, slurm_cluster, wait_for
+from loopback_cluster import (
+    MISSING,
+    PARTITION,
+    job_field,
+    output,
+    slurm_cluster,
+    two_hosts,
+    wait_for,
+)
 
 pytestmark = pytest.mark.long
 ITERATIONS = 60
@@ -171,6 +180,48 @@ def test_a_node_that_fails_ends_the_others_with_one_message(config, start_node, 
     assert nodes[0].wait(timeout=60) != 0
     log = (tmp_path / 'node_0.log').read_text()
     assert 'error: another process of this run ended' in log and '--resume' in log, log[-3000:]
+
+
+@pytest.fixture
+def hosts():
+    if shutil.which('ip') is None:
+        pytest.skip('no ip: apt-get install iproute2')
+    with ExitStack() as stack:
+        try:
+            made = stack.enter_context(two_hosts())
+        except OSError as error:
+            pytest.skip(f'no network namespaces here: {error}')
+        yield made
+
+
+def test_two_hosts_train_test_and_end_together(hosts, config, start_node, tmp_path):
+    """Each has a network of its own, with a cable to the other."""
+
+    def start(script, *args):
+        command = ['bash', ROOT / 'tools' / script, config, *args]
+        return [
+            start_node(rank, [*prefix, *command], **variables)
+            for rank, (prefix, variables) in enumerate(hosts)
+        ]
+
+    def log():
+        return (tmp_path / 'node_0.log').read_text()[-3000:]
+
+    work = tmp_path / 'work'
+    options = [*OPTIONS, 'train_cfg.max_iters=6', 'train_cfg.val_interval=6']
+    nodes = start('dist_train.sh', 1, '--work-dir', work, *options)
+    assert [node.wait(timeout=MINUTES) for node in nodes] == [0, 0], log()
+    nodes = start('dist_test.sh', work / 'iter_6.pth', 1, '--work-dir', work)
+    assert [node.wait(timeout=MINUTES) for node in nodes] == [0, 0], log()
+    run_tool('test', config, work / 'iter_6.pth', '--work-dir', tmp_path / 'one')
+    metrics = [json.loads((w / 'test_metrics.json').read_text()) for w in (work, tmp_path / 'one')]
+    assert metrics[0]['mIoU'] == pytest.approx(metrics[1]['mIoU'])
+
+    nodes = start('dist_train.sh', 1, '--work-dir', tmp_path / 'cut', *OPTIONS)
+    wait_for(lambda: lines(tmp_path / 'cut') >= 5, MINUTES, 'training')
+    end_node(nodes[1])
+    assert nodes[0].wait(timeout=60) != 0
+    assert 'error: another process of this run ended' in log()
 
 
 def test_a_node_that_is_restarted_joins_again_and_the_run_resumes(config, start_node, tmp_path):
