@@ -19,7 +19,7 @@ from ..utils.errors import LaunchError, one_line
 from ..utils.files import replace_file, replacing
 from .console import quieten_console
 from .hooks import name_errors
-from .resumed_schedule import catch_up
+from .resumed_schedule import replay
 from .signals import WorkerSignals, interrupted_afterwards
 
 POINTER = 'last_checkpoint'  # mmengine's file with the path of the newest checkpoint
@@ -112,6 +112,8 @@ def _exists(path: Path) -> bool:
 class ResumableRunner(Runner):
     """mmengine's runner, whose checkpoints are whole or not there, and whose data name files."""
 
+    changed_schedule: tuple[str, ...] | list[str] = ()  # what a resumed run has otherwise
+
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)
         quieten_console(logger)  # before what it is about is logged
@@ -128,7 +130,8 @@ class ResumableRunner(Runner):
     def resume(self, filename: str, *args, **kwargs) -> None:
         try:
             super().resume(filename, *args, **kwargs)
-            catch_up(self.param_schedulers)
+            if self.changed_schedule:
+                replay(self, self.changed_schedule)
         except (LaunchError, CheckpointError, MemoryError) as error:
             raise LaunchError(f'{filename} cannot be resumed: {error}') from error
         except Exception as error:  # whatever of another kind than expected makes mmengine raise

@@ -104,7 +104,10 @@ def check_resumed(checkpoint: Any, runner: Runner) -> None:
     if 'optimizer' in checkpoint:
         _check_wrapper(checkpoint['optimizer'], runner.optim_wrapper)
     if runner.param_schedulers and 'param_schedulers' in checkpoint:
-        check_schedulers(checkpoint['param_schedulers'], runner)
+        changed = check_schedulers(checkpoint['param_schedulers'], runner)
+        if changed and not isinstance(runner, Runner):
+            raise LaunchError(f'the config has another schedule: {"; ".join(changed)}')
+        runner.changed_schedule = changed
 
 
 def check_same_model(weights: dict, model: nn.Module) -> None:
@@ -239,7 +242,10 @@ def _check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
             raise LaunchError('its optimizer does not count its parameters in their order')
         places += [(parameter, own) for parameter in own['params']]
     if kept:
-        message = f"its optimizer has {kept[0]}: it goes on with the checkpoint's. {FROM_WEIGHTS}"
+        differences = '; '.join(list(dict.fromkeys(kept))[:8])
+        message = (
+            f"its optimizer has {differences}: it goes on with the checkpoint's. {FROM_WEIGHTS}"
+        )
         print_log(message, logger='current', level=logging.WARNING)
     for number, entry in states.items():
         if (
@@ -292,7 +298,7 @@ def _check_options(group: dict, own: dict) -> list[str]:
             group[key] = own[key]
         elif isinstance(own[key], (int, float)):
             group[key] = _number(value, key)
-            is_scheduled = key == 'lr' or key.startswith('initial_') or f'initial_{key}' in own
+            is_scheduled = key.startswith('initial_') or f'initial_{key}' in own
             if not is_scheduled and not math.isclose(group[key], own[key], rel_tol=1e-6):
                 kept.append(f'{key}={group[key]:g}, and the config {own[key]:g}')
         elif isinstance(own[key], (list, tuple)):
@@ -303,6 +309,9 @@ def _check_options(group: dict, own: dict) -> list[str]:
                 part if part is None else _number(value, key)
                 for value, part in zip(values, own[key])
             )
+            is_scheduled = 'initial_momentum' in own and key == 'betas'
+            if not is_scheduled and group[key] != tuple(map(float, own[key])):
+                kept.append(f'{key}={group[key]}, and the config {tuple(own[key])}')
             if key == 'betas' and not all(0 <= part < 1 for part in group[key]):
                 raise LaunchError(f'its optimizer has {key}={group[key]}, which are no decays')
     return kept

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import inspect
+import math
+import warnings
 from typing import Any
 
 from mmengine.optim import _ParamScheduler
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 
 from ..archs import is_integer
 from ..utils.config_tree import walk
-from ..utils.errors import LaunchError, join, short
+from ..utils.errors import LaunchError, join, short, some
 
 LARGEST_COUNT = 2**53  # iterations
 FROM_WEIGHTS = 'To start from its weights alone: --cfg-options load_from=FILE, without --resume'
-# What mmengine's schedulers make of their arguments.
-DERIVED = frozenset((
-    'total_iters', 'total_steps', 'cumulative_periods', 'base_values', 'min_values', 'rule_worse',
-    'anneal_func', '_schedule_phases', 'use_betas',
+# Where a scheduler stands, in mmengine's; the rest is the config's.
+POSITION = frozenset((
+    'last_step', '_global_step', '_last_value', 'best', 'num_bad_epochs', 'cooldown_counter',
 ))  # fmt: skip
-# Of which a change is said.
-SAID = ('begin', 'end', 'milestones', 'T_max', 'gamma', 'step_size', 'power', 'eta_min', 'factor')
 ITERATIONS_PER_EPOCH = 'iterations_per_epoch'  # in checkpoints of epoch-based loops
 
 
-def check_schedulers(found: Any, runner: Runner) -> None:
+def check_schedulers(found: Any, runner: Runner) -> list[str]:
     """Leave of the schedulers in a checkpoint where they stand; what they do is the config's.
 
     Args:
         found: What was read; it is changed in place.
         runner: The run that resumes, with its schedulers built.
 
+    Returns:
+        What the config has otherwise: :func:`replay` computes where it would stand.
+
     Raises:
-        LaunchError: It is none, or not as many as the config has.
+        LaunchError: It is none, not as many as the config has, or counts otherwise.
     """
     own = runner.param_schedulers
     own = own if isinstance(own, dict) else {'': own}
@@ -49,76 +50,117 @@ def check_schedulers(found: Any, runner: Runner) -> None:
             )
         for state, scheduler in zip(states, schedulers):
             changed += _take_position(state, scheduler)
-    if changed:
-        runner.logger.warning(
-            f'the config has another schedule than the checkpoint: {"; ".join(changed)}. From here '
-            "on it is the config's, and goes on from the values that the checkpoint has"
+    if changed and not all(_can_replay(one) for each in own.values() for one in each):
+        raise LaunchError(
+            f'the config has another schedule than it: {"; ".join(changed)}. One that follows a '
+            f'metric cannot be computed anew: give the config the one that it had. {FROM_WEIGHTS}'
         )
+    return changed
 
 
-def _take_position(state: dict, scheduler: Any) -> list[str]:
+def _take_position(state: dict, scheduler: _ParamScheduler) -> list[str]:
     """Check where a scheduler stands, take the rest from the config; say what differs."""
-    known, changed = scheduler.state_dict(), []
-    constants = _arguments(type(scheduler)) | DERIVED
+    known, kind = scheduler.state_dict(), type(scheduler).__name__
+    if state.get('by_epoch') != known.get('by_epoch'):
+        units = ('epochs', 'iterations') if known.get('by_epoch') else ('iterations', 'epochs')
+        raise LaunchError(
+            f'its scheduler does not count {units[0]} as {kind} of the config does. {FROM_WEIGHTS}'
+        )
+    foreign = [key for key in known if key not in state] + [
+        key for key in state if key not in known
+    ]
+    changed = [f'{kind} in the place of another kind'] if foreign else []
     for key in list(state):
         if key not in known:
             del state[key]
-        elif key in constants:
-            if key in SAID:
-                changed += _changes(key, state[key], known[key])
-            state[key] = known[key]
-        elif _is_fixed(known[key]):
+        elif key not in POSITION:
+            if not _is_same(state[key], known[key]):
+                changed.append(f'{key} of {kind}: {_shown(state[key])} → {_shown(known[key])}')
             state[key] = known[key]
         elif not _is_alike(state[key], known[key]):
             raise LaunchError(f'its scheduler has {key}={short(state[key])}')
         elif isinstance(known[key], float) and state[key] is not None:
             state[key] = float(state[key])
+    state.update({key: known[key] for key in known if key not in state})
     return changed
 
 
-def catch_up(schedulers: list | dict | None) -> None:
-    """Make the step that a scheduler whose end came, and is later now, has not made.
+def _is_same(value: Any, own: Any) -> bool:
+    """Whether an argument of a scheduler is that of the config; functions follow from others."""
+    if isinstance(own, dict):
+        return isinstance(value, dict) and dict(value) == dict(own)
+    if isinstance(own, (list, tuple)):
+        are_lists = isinstance(value, (list, tuple)) and len(value) == len(own)
+        return are_lists and all(map(_is_same, value, own))
+    if isinstance(own, (int, float)) and _is_count(value):
+        return math.isclose(value, own, rel_tol=1e-6)
+    return callable(own) or value == own
 
-    mmengine ends each with the training, before the step that a longer one would make there.
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (dict, list, tuple)):
+        return some(map(short, value))
+    return short(value)
+
+
+def _can_replay(scheduler: Any) -> bool:
+    return type(scheduler).step is _ParamScheduler.step
+
+
+def replay(runner: Runner, changed: list[str]) -> None:
+    """Bring the values that schedulers set to where the config would have them by now.
+
+    mmengine's schedulers change the value that is there. With other arguments, and behind an end
+    that is later now, that value is none of theirs.
+
+    Args:
+        runner: A run whose optimizer and schedulers were resumed.
+        changed: What :func:`check_schedulers` returned.
     """
-    lists = schedulers.values() if isinstance(schedulers, dict) else [schedulers or ()]
-    for scheduler in (scheduler for each in lists for scheduler in each):
-        if type(scheduler).step is not _ParamScheduler.step:  # made by a metric
-            continue
-        now = scheduler._global_step
-        due = min(now, scheduler.end - 1) - scheduler.begin
-        if now < scheduler.end and scheduler.last_step < due:
-            scheduler.last_step, scheduler._global_step = due - 1, now - 1
+    own = runner.param_schedulers
+    schedulers = [one for each in own.values() for one in each] if isinstance(own, dict) else own
+    before = _rates(schedulers)
+    places = [scheduler._global_step for scheduler in schedulers]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # that the optimizer made no step before
+        for scheduler in schedulers:
+            for group in scheduler.optimizer.param_groups:
+                group[scheduler.param_name] = group[f'initial_{scheduler.param_name}']
+        for scheduler in schedulers:
+            scheduler._global_step = scheduler.last_step = -1
+            scheduler.step()
+        _step(list(zip(schedulers, places)), runner.train_loop)
+    runner.logger.warning(
+        f'the config has another schedule than the checkpoint: {"; ".join(changed)}. From here on '
+        f"it is the config's, as if it had been from the beginning: {before} → {_rates(schedulers)}"
+    )
+
+
+def _step(places: list[tuple[_ParamScheduler, int]], loop: BaseLoop) -> None:
+    """Step each scheduler up to its place, in the order of a training."""
+    by_iteration = [pair for pair in places if not pair[0].by_epoch]
+    by_epoch = [pair for pair in places if pair[0].by_epoch]
+    has_epochs = not hasattr(loop, 'dataloader_iterator')
+    length = len(loop.dataloader) if has_epochs else LARGEST_COUNT
+    for iteration in range(1, max((place for _, place in by_iteration), default=0) + 1):
+        for scheduler, place in [*by_iteration, *(by_epoch if iteration % length == 0 else ())]:
+            if scheduler._global_step < place:
+                scheduler.step()
+    for scheduler, place in by_epoch:
+        while scheduler._global_step < place:
             scheduler.step()
 
 
-def _arguments(kind: type) -> set[str]:
-    """What a scheduler's class and those that it comes from are built with."""
-    inits = (vars(cls)['__init__'] for cls in kind.__mro__[:-1] if '__init__' in vars(cls))
-    return {name for init in inits for name in inspect.signature(init).parameters} - {'last_step'}
-
-
-def _changes(key: str, value: Any, own: Any) -> list[str]:
-    if isinstance(own, dict):  # a Counter of milestones
-        value = sorted(filter(_is_count, value)) if isinstance(value, dict) else value
-        own = sorted(own)
-        return [f'{key} {join(value[:9])} → {join(own)}'] if value != own else []
-    return [f'{key} {short(value)} → {short(own)}'] if value != own else []
-
-
-def _is_fixed(own: Any) -> bool:
-    """Names, switches and functions, which do not change in a run."""
-    if isinstance(own, (list, tuple)):
-        return not all(map(_is_count, own))
-    return isinstance(own, (str, bool)) or callable(own)
+def _rates(schedulers: list) -> str:
+    names = dict.fromkeys(scheduler.param_name for scheduler in schedulers)
+    groups = schedulers[0].optimizer.param_groups
+    return join(f'{name} {groups[0][name]:.4g}' for name in names)
 
 
 def _is_alike(value: Any, own: Any) -> bool:
     if own is None or isinstance(own, (int, float)):
         return value is None or _is_count(value)
-    if isinstance(own, (list, tuple)):
-        return isinstance(value, (list, tuple)) and all(map(_is_count, value))
-    return isinstance(value, type(own)) and not isinstance(value, dict)
+    return isinstance(value, (list, tuple)) and all(map(_is_count, value))
 
 
 def _is_count(value: Any) -> bool:

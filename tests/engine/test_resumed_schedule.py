@@ -1,5 +1,6 @@
 """Schedules of resumed runs: from where the checkpoint stands they go on as the config says."""
 
+import json
 import re
 import shutil
 
@@ -46,8 +47,8 @@ def lr(contents):
     return contents['optimizer']['param_groups'][0]['lr']
 
 
-def log_of(tmp_path):
-    return ''.join(path.read_text() for path in (tmp_path / 'work').glob('*/*.log'))
+def log_of(tmp_path, work='work'):
+    return ''.join(path.read_text() for path in (tmp_path / work).glob('*/*.log'))
 
 
 def test_the_same_schedule_goes_on_without_a_word(resume, tmp_path):
@@ -61,13 +62,13 @@ def test_a_longer_training_drops_its_rate_where_the_config_says(milestone, resum
     contents = resume('milestones=[3]', f'milestones=[{milestone}]')
     assert lr(contents) == pytest.approx(1e-4) and contents['meta']['iter'] == 8
     assert contents['param_schedulers'][0]['last_step'] == 3
-    assert 'end 2 → 4' in log_of(tmp_path)
+    assert 'end of MultiStepLR: 2 → 4' in log_of(tmp_path)
 
 
 def test_later_milestones_of_the_config_come(resume, tmp_path):
     contents = resume('milestones=[3]', 'milestones=[4, 5]', ['train_cfg.max_epochs=6'])
     assert lr(contents) == pytest.approx(1e-5)
-    assert 'another schedule than the checkpoint: milestones 3 → 4, 5' in log_of(tmp_path)
+    assert 'milestones of MultiStepLR: 3 → 4, 5' in log_of(tmp_path)
 
 
 def test_a_later_end_of_the_config_is_reached(half, tmp_path, digits_root):
@@ -81,7 +82,7 @@ def test_a_later_end_of_the_config_is_reached(half, tmp_path, digits_root):
         contents = torch.load(tmp_path / 'work' / f'epoch_{end - 1}.pth', weights_only=False)
         (scheduler,) = contents['param_schedulers']
         assert scheduler['end'] == end and scheduler['last_step'] == end - 1
-    assert 'end 3 → 5' in log_of(tmp_path)
+    assert 'end of PolyLR: 3 → 5' in log_of(tmp_path)
 
 
 def test_another_learning_rate_is_refused(resume, capsys):
@@ -177,3 +178,63 @@ def test_a_checkpoint_of_other_classes_is_not_tested(half, tmp_path, capsys):
     )
     assert 'permuted.pth does not fit the test set' in message
     assert 'would be taken for another class' in message
+
+
+LINEAR = "dict(type='LinearLR', by_epoch=False, start_factor={}, begin=0, end={})"
+POLY = "dict(type='PolyLR', by_epoch=False, power=0.9, eta_min=0.0, begin={}, end={})"
+COSINE = "dict(type='CosineAnnealingLR', by_epoch=False, T_max={}, eta_min=1e-5, end={})"
+SCHEDULES = {
+    'a longer polynomial': ([POLY.format(0, 4)], [POLY.format(0, 8)]),
+    'a longer warm-up': (
+        [LINEAR.format(0.1, 2), POLY.format(2, 4)],
+        [LINEAR.format(0.1, 6), POLY.format(6, 9)],
+    ),
+    'another warm-up': ([LINEAR.format(0.5, 6)], [LINEAR.format(0.01, 6)]),
+    'another kind': ([POLY.format(0, 8)], [COSINE.format(8, 8)]),
+    'another order': (
+        [LINEAR.format(0.1, 2), POLY.format(2, 8)],
+        [POLY.format(2, 8), LINEAR.format(0.1, 2)],
+    ),
+    'earlier milestones': (
+        ["dict(type='MultiStepLR', by_epoch=False, milestones=[6])"],
+        ["dict(type='MultiStepLR', by_epoch=False, milestones=[2, 7])"],
+    ),
+}
+
+
+def rates(work):
+    logs = sorted(work.glob('*/vis_data/scalars.json'))
+    lines = [json.loads(line) for line in logs[-1].read_text().splitlines()]
+    return {line['iter']: line['lr'] for line in lines if 'lr' in line}
+
+
+@pytest.mark.parametrize('case', SCHEDULES)
+def test_rates_are_those_of_a_run_with_the_schedule_of_the_config(case, digits_root, tmp_path):
+    config = write_tiny_config(tmp_path, 'by_iteration', digits_root)
+    text, work = config.read_text().replace('val_interval=4', 'val_interval=99'), []
+    for name, schedule, more in zip('abb', [*SCHEDULES[case], SCHEDULES[case][1]], (4, 8, 8)):
+        path = tmp_path / f'{len(work)}{name}.py'
+        path.write_text(f'{text}\nparam_scheduler = [{", ".join(schedule)}]\n')
+        work.append(tmp_path / ('resumed' if len(work) < 2 else 'whole'))
+        resumed = ['--resume'] if len(work) == 2 else []
+        options = ['--cfg-options', f'train_cfg.max_iters={more}']
+        options += [f'visualizer.name={case}{len(work)}']
+        run_tool('train', path, '--work-dir', work[-1], *resumed, *options)
+    expected = rates(tmp_path / 'whole')
+    assert rates(tmp_path / 'resumed') == {k: pytest.approx(expected[k]) for k in (5, 6, 7, 8)}
+    assert 'another schedule than the checkpoint' in log_of(tmp_path, 'resumed')
+
+
+def test_another_rate_without_a_schedule_is_said(half, tmp_path):
+    text = re.sub(r'param_scheduler = .*', 'param_scheduler = None', half.read_text())
+    for rate, more in (('1e-3', []), ('1e-5', ['--resume'])):
+        (tmp_path / 'a.py').write_text(text.replace('lr=1e-3', f'lr={rate}, betas=(0.5, {rate})'))
+        options = ['--cfg-options', FOUR if more else TWO]
+        run_tool('train', tmp_path / 'a.py', '--work-dir', tmp_path / 'work', *more, *options)
+    log = log_of(tmp_path)
+    assert 'its optimizer has lr=0.001, and the config 1e-05; betas=(0.5, 0.001), and' in log
+
+
+def test_schedules_that_count_otherwise_are_refused(resume):
+    with pytest.raises(SystemExit, match='does not count iterations as MultiStepLR'):
+        resume('by_epoch=True, milestones', 'by_epoch=False, milestones')
