@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from ..utils.config_tree import walk
+from ..archs import is_number
+from ..utils.config_tree import type_of, walk
 from .edit import Edit
 
 
-def scale_least_rates(edit: Edit, ratio: float) -> None:
-    """Let schedules end at the same part of the learning rate: their ``eta_min`` is absolute."""
+def scale_rates(edit: Edit, ratio: float) -> None:
+    """Let schedules begin and end at the same part of the learning rate as before.
+
+    What they say of it is absolute.
+    """
     for at, scheduler in list(walk(edit.find(('param_scheduler',)), ('param_scheduler',))):
-        if scheduler.get('eta_min'):
-            least = float(f'{scheduler["eta_min"] * ratio:.3g}')
-            edit.set((*at, 'eta_min'), least, 'scaled with the learning rate')
+        for name in ('eta_min', 'eta_max', 'min_value'):
+            value = scheduler.get(name)
+            if type_of(scheduler).endswith('LR') and is_number(value) and value:
+                edit.set(
+                    (*at, name), float(f'{value * ratio:.3g}'), 'scaled with the learning rate'
+                )
 
 
 def images_per_step(edit: Edit, batch_size: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..archs import is_integer, is_number
 from ..utils.errors import join, one_line
+from ..utils.files import check_regular
 from .problems import ERROR, WARNING, Problem
 from .readers import is_text
 
@@ -32,6 +33,7 @@ def check_coco(
     """
     where = str(path)
     try:
+        check_regular(path)
         coco = json.loads(path.read_bytes())
     except OSError as error:
         return [Problem(ERROR, 'annotations cannot be read', where, error.strerror or '')], []
@@ -107,6 +109,11 @@ def _check_images(entries: list, where: str) -> tuple[list[Problem], dict]:
             problems.append(Problem(ERROR, 'broken image entry', here, detail))
         else:
             images[fields['id']] = fields
+    names = Counter(image['file_name'] for image in images.values())
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        detail = f'{len(twice)}, such as {twice[0]!a}: its objects are divided between its entries'
+        problems.append(Problem(ERROR, 'image files listed twice', where, detail))
     return problems + _duplicates(entries, 'image', where), images
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -110,12 +111,21 @@ def _vanishes(width: int, height: int, scale: tuple[float, float]) -> bool:
 def _decode_fully(content: bytes) -> tuple[str, str, bool | None]:
     """Format, mode and whether EXIF turns it. OpenCV fills what is missing with grey."""
     with open_image(io.BytesIO(content)) as image:
-        if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f'{image.width}×{image.height}: OpenCV decodes up to 2^30 pixels')
+        check_pixels(image)
         orientation = _orientation(image)
         turned = image.format in TURNED if orientation not in (0, 1) else None
         image.load()
         return image.format, image.mode, turned
+
+
+def check_pixels(image: Image.Image) -> None:
+    """Refuse an image by its header.
+
+    Raises:
+        ValueError: It is larger than OpenCV decodes.
+    """
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(f'{image.width}×{image.height}: OpenCV decodes up to 2^30 pixels')
 
 
 def open_image(file: str | Path | BinaryIO) -> Image.Image:
@@ -144,7 +154,11 @@ def _orientation(image: Image.Image) -> int:
 
 def decoded_shape(path: str | Path) -> tuple[int, int]:
     """Height and width as mmcv decodes it, from the header alone unless it says to turn it."""
+    if not os.path.isfile(path):
+        raise ValueError('it is no regular file')
     with open_image(path) as image:
-        if _orientation(image) in (0, 1):
+        check_pixels(image)
+        # In PNG the entry may stand behind the pixels.
+        if image.format != 'PNG' and _orientation(image) in (0, 1):
             return image.height, image.width
     return mmcv.imread(str(path)).shape[:2]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import mmcv
 import numpy as np
 
 from ..utils.errors import DataError, one_line
-from .images import check_image, decoded_shape
+from .images import check_image, check_pixels, decoded_shape, open_image
 from .problems import ERROR, WARNING, Problem
 
 
@@ -20,12 +20,9 @@ def check_pair(
     path = info['seg_map_path']
     problems = check_image(info['img_path'], scales=scales)
     try:
-        content = Path(path).read_bytes()
-        labels = mmcv.imfrombytes(content, flag='unchanged', backend='pillow') if content else None
+        labels = read_labels(path)
     except Exception as error:
         return [*problems, Problem(ERROR, 'label map cannot be read', path, one_line(error))]
-    if labels is None:
-        return [*problems, Problem(ERROR, 'label map cannot be read', path, 'no image in it')]
     if is_jpeg(path):
         return [*problems, Problem(ERROR, LOSSY, path, LOSSY_REMEDY)]
     if labels.squeeze().ndim != 2:
@@ -63,6 +60,11 @@ class LabelsFit:
             raise DataError(
                 f'label map {path} has shape {labels.shape}, its image {size} (height, width)'
             )
+        if path is not None and _is_wide(path):  # mmseg has cut it to 8 bits
+            labels = read_labels(path)
+            if labels.max(initial=0) > 255:
+                raise DataError(f'label map {path} has label {labels.max()}: mmseg reads up to 255')
+            return results
         beyond = labels[(labels >= self.num_classes) & (labels != self.ignored)]
         if beyond.size:
             raise DataError(
@@ -84,8 +86,31 @@ def is_jpeg(path: str | Path) -> bool:
 
 def labels_in(path: str) -> set[int]:
     """The values in a label map."""
-    labels = mmcv.imfrombytes(Path(path).read_bytes(), flag='unchanged', backend='pillow')
-    return {int(value) for value in np.unique(labels)}
+    return {int(value) for value in np.unique(read_labels(path))}
+
+
+def read_labels(path: str | Path) -> np.ndarray:
+    """A label map as Pillow decodes it, with all its bits.
+
+    Raises:
+        ValueError: It is no regular file, too large, or of numbers that are none of classes.
+    """
+    if not os.path.isfile(path):  # a pipe or a device would never end
+        raise ValueError('it is no regular file')
+    with open_image(path) as image:
+        check_pixels(image)
+        labels = np.array(image)
+    if not np.issubdtype(labels.dtype, np.integer) and labels.dtype != bool:
+        raise ValueError(f'its numbers are {labels.dtype}, and classes are whole ones')
+    return labels
+
+
+def _is_wide(path: str | Path) -> bool:
+    try:
+        with open_image(path) as image:
+            return image.mode.startswith(('I', 'F'))
+    except OSError:  # not on this disk
+        return False
 
 
 def _check_labels(labels: np.ndarray, info: dict, num_classes: int, path: str) -> list[Problem]:

@@ -86,12 +86,15 @@ def _write(name: str, out: Path, path: Path, cfg: Config, new: Config) -> bool:
             f'{short(text)} holds {{{{, which mmengine replaces when it reads a config: rename it'
         )
     base = name if SEPARATOR in name else os.path.relpath(path, out.parent)
+    can_name = braced(base) is None
     differing = Config(_difference(cfg.to_dict(), new.to_dict())).pretty_text
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out, suffix='.py') as partial:
-            partial.write_text(f'_base_ = {base!r}\n\n{differing}')
-            inherits = not out.exists() and _same_config(partial, new)
+            inherits = False
+            if can_name and not out.exists():
+                partial.write_text(f'_base_ = {base!r}\n\n{differing}')
+                inherits = _same_config(partial, new)
             if not inherits:
                 partial.write_text(new.pretty_text)
                 if not _same_config(partial, new):

@@ -20,8 +20,8 @@ from ..datasets.fit import check_fit
 from ..datasets.problems import ERROR
 from ..models import MetaFormer
 from ..registry import BACKBONES
-from ..utils.config_tree import follow, type_of, walk
-from ..utils.errors import LaunchError, first_line, join, printed, some
+from ..utils.config_tree import braced, follow, type_of, walk
+from ..utils.errors import LaunchError, first_line, join, printed, short, some
 
 INSTALL_HINTS = {
     'mmdet': 'pip install onedl-mmdetection (or the classic mmdet)',
@@ -70,6 +70,20 @@ def check_options(cfg: Config, options: dict) -> None:
                 f'--cfg-options {dotted}={options[dotted]!r}: it has the entries '
                 f'{some(node)}: name one of them, as in {dotted}.{next(iter(node))}=…'
             )
+
+
+def refuse_braces(cfg: Config) -> None:
+    """Refuse texts that would become something else where a copy of the config is read.
+
+    Raises:
+        LaunchError: Names the text.
+    """
+    text = braced(cfg.to_dict())
+    if text is not None:
+        raise LaunchError(
+            f'the config holds {short(text)}: mmengine replaces what stands in double braces when '
+            'it reads a config, such as the copy in the work dir. Rename it'
+        )
 
 
 def check_backbones(cfg: Config) -> None:
@@ -242,3 +256,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that ``name`` is probably a misspelling of."""
     matches = get_close_matches(name, list(map(str, known)), n=1, cutoff=0.75)
     return matches[0] if matches else None
+
+
+def similar_configs(path: Path) -> str:
+    """What there is beside a config that is not, for the message."""
+    if path.parent.is_dir():
+        names = sorted(p.name for p in path.parent.glob('*.py'))
+        return f'In {path.parent} there are: {", ".join(names) or "no configs"}'
+    return f'There is no folder {path.parent}'

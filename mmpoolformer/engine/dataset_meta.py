@@ -35,7 +35,8 @@ def dataset_meta(cfg: Config, checkpoint: dict) -> dict:
                 f'{who} has {len(classes)} classes ({some(classes)}), but the config says '
                 f'{key}={count}: give the config that {cfg.load_from} was trained with'
             )
-    if ours.get('classes') and list(ours['classes']) != classes:
+    own = [str(name).strip() for name in ours.get('classes') or ()]
+    if own and own != [name.strip() for name in classes]:  # ADE20K has had "bed " and "bed"
         raise LaunchError(
             f'{cfg.load_from} has the classes {some(classes)}, and the test set of the config has '
             f'{some(ours["classes"])}: give the config that it was trained with'

@@ -111,7 +111,7 @@ class CheckLoss(Hook):
             f'the loss is not finite at iteration {runner.iter + 1}: {values}.\n'
             f'Images: {", ".join(image_names(data_batch)) or "unknown"}.\n'
             'Look for broken annotations with tools/check_dataset.py; try a smaller learning rate, '
-            'optim_wrapper.clip_grad="dict(max_norm=1)", or with --amp the type bfloat16. '
+            'clip_grad=dict(max_norm=1) in the optim_wrapper, or with --amp the type bfloat16. '
             'The last checkpoint is from before; go on with --resume'
         )
 

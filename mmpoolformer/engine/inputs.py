@@ -17,6 +17,9 @@ IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.p
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.gif')
 
 
+PLAYLISTS = (b'#EXTM3U', b'ffconcat', b'\xef\xbb\xbf#EXTM3U')  # of which FFmpeg opens the members
+
+
 class Inputs(NamedTuple):
     """The files of a command line."""
 
@@ -96,6 +99,10 @@ def read_images(files: list[Path], broken: list[str]) -> Iterator[Frame]:
 
 def open_video(file: Path, broken: list[str]) -> mmcv.VideoReader | None:
     """Open a video; without a frame to read it is added to ``broken``."""
+    with file.open('rb') as content:
+        if content.read(64).lstrip().startswith(PLAYLISTS):
+            broken.append(f'{file}: a list of other files, and no video')
+            return None
     reader = mmcv.VideoReader(str(file))
     if reader.opened and reader.read() is not None:
         return reader

@@ -48,6 +48,8 @@ from .checks import (
     check_installed,
     check_options,
     check_work_dir,
+    refuse_braces,
+    similar_configs,
 )
 from .curves import leave_curves
 from .distributed import (
@@ -137,7 +139,7 @@ def find_config_file(name: str) -> Path:
         return path
     is_bare = SEPARATOR not in name and path.name == name
     if SEPARATOR not in name and not is_bare:
-        raise LaunchError(f'config not found: {path}. {_similar_configs(path)}')
+        raise LaunchError(f'config not found: {path}. {similar_configs(path)}')
     try:
         return find_config(f'{OWN}{SEPARATOR}{name}' if is_bare else name)
     except FileNotFoundError as error:
@@ -179,6 +181,7 @@ def load_config(args: argparse.Namespace, arch: str | None = None) -> Config:
         cfg = swap_backbone(cfg, arch)
         name = f'{name}_{arch if arch in METAFORMERS else f"poolformer-{arch}"}'
     _complete(cfg, args.cfg_options, path)
+    refuse_braces(cfg)
     cfg = Config(cfg.to_dict(), cfg_text=cfg.text, filename='config.py')
     cfg.launcher = args.launcher
     cfg.setdefault('experiment_name', name)
@@ -411,10 +414,3 @@ def require(cfg: Config, key: str, option: str):
     if not entry:
         raise LaunchError(f'{option} needs {key}, which the config does not have: add it')
     return entry
-
-
-def _similar_configs(path: Path) -> str:
-    if path.parent.is_dir():
-        names = sorted(p.name for p in path.parent.glob('*.py'))
-        return f'In {path.parent} there are: {", ".join(names) or "no configs"}'
-    return f'There is no folder {path.parent}'

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,10 @@ from mmengine.dist import (
     get_world_size,
     is_main_process,
 )
-from mmengine.hooks import Hook
+from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.runner import Runner
 
-from ..archs import is_integer
+from ..archs import is_integer, is_number
 from ..utils.errors import LaunchError, one_line
 from ..utils.files import replace_file
 from .checkpointing import POINTER, read_pointer
@@ -104,6 +105,9 @@ class ResumeHook(Hook):
         checkpoint['validated'] = self.validated
         if not hasattr(runner.train_loop, 'dataloader_iterator'):
             checkpoint[ITERATIONS_PER_EPOCH] = len(runner.train_loop.dataloader)
+        for hook in runner.hooks:
+            if isinstance(hook, EarlyStoppingHook):
+                checkpoint['early_stopping'] = [hook.wait_count, float(hook.best_score)]
         if self.gathered is not None:
             checkpoint['random_states'], self.gathered = self.gathered, None
 
@@ -116,6 +120,7 @@ class ResumeHook(Hook):
             random_state=states[get_rank()] if own else checkpoint.get('random_state')
         )
         self.validated = checkpoint.get('validated')
+        _resume_early_stopping(runner, checkpoint.get('early_stopping'))
         if checkpoint['meta'].get('interrupted') and is_integer(checkpoint['meta']['iter']):
             self.leftover = Path(runner.work_dir) / f'iter_{checkpoint["meta"]["iter"]}.pth'
 
@@ -196,6 +201,16 @@ class ResumeHook(Hook):
         raise Terminated(
             f'stopped by SIGTERM after iteration {iteration}, saved as {path}: go on with --resume'
         )
+
+
+def _resume_early_stopping(runner: Runner, state: Any) -> None:
+    if state is None:
+        return
+    if not isinstance(state, (list, tuple)) or len(state) != 2 or not all(map(is_number, state)):
+        raise LaunchError('its early_stopping is none')
+    for hook in runner.hooks:
+        if isinstance(hook, EarlyStoppingHook):
+            hook.wait_count, hook.best_score = int(state[0]), float(state[1])
 
 
 def _validation_is_due(runner: Runner) -> bool:

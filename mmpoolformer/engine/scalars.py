@@ -133,6 +133,9 @@ def _joined(records: Iterator[dict]) -> list[Entry]:
         is_training, iteration = 'iter' in record, record['step']
         if not is_training:
             iteration = max(iteration, last)
+            at_once = entries and entries[-1].iteration == iteration
+            if at_once and not entries[-1].is_training:
+                entries.pop()  # made up for after a kill
         elif iteration <= last:
             del entries[bisect_left(entries, iteration, key=attrgetter('iteration')) :]
         if is_training:

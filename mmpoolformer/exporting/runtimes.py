@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -90,6 +93,7 @@ class OpenVino(Runtime):
     precision = 'f32'
 
     def load(self) -> str | None:
+        check_constants(self.path)
         openvino = require('openvino')
         model = openvino.Core().read_model(str(self.path))
         self.compile(model)
@@ -104,6 +108,26 @@ class OpenVino(Runtime):
 
     def compute(self, image: np.ndarray) -> list[np.ndarray]:
         return list(self.compiled(image).values())
+
+
+def check_constants(path: Path) -> None:
+    """Refuse an OpenVINO file whose constants are larger than its weights: it would read beyond.
+
+    Raises:
+        ValueError: Names the constant.
+    """
+    available = path.with_suffix('.bin').stat().st_size
+    for layer in ElementTree.parse(path).getroot().iter('layer'):
+        if layer.get('type') != 'Const':
+            continue
+        data = layer.find('data')
+        fields = {} if data is None else data.attrib
+        sides = [int(side) for side in fields.get('shape', '').split(',') if side.strip()]
+        bits = re.search(r'\d+$', fields.get('element_type', ''))
+        size, offset = int(fields.get('size', -1)), int(fields.get('offset', -1))
+        needed = math.prod(sides) * (int(bits[0]) if bits else 8) / 8
+        if min(sides, default=0) < 0 or offset < 0 or not needed <= size <= available - offset:
+            raise ValueError(f'the constant {layer.get("name")!a} is not as large as it says')
 
 
 class TorchExport(Runtime):

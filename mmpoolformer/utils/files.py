@@ -51,6 +51,16 @@ def replace_file(path: Path, text: str) -> None:
         partial.write_text(text)
 
 
+def check_regular(path: Path) -> None:
+    """Refuse a pipe or a device, which would never end.
+
+    Raises:
+        OSError: It is one.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(f'{path} is no regular file')
+
+
 def unique_name(name: str, taken: set[str]) -> str:
     """A name that is not taken, and takes it: files of several folders may share theirs."""
     number, unique = 1, name

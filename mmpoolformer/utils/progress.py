@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from .errors import printable
+
 SECONDS = 5  # between lines, where there is no terminal
 LONGEST_TITLE = 40
 
@@ -31,7 +33,11 @@ class Bars(Progress):
 
     def __init__(self, *more: ProgressColumn):
         console = Console(stderr=True)
-        columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn())
+        columns = (
+            TextColumn('{task.description}', markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+        )
         times = (TimeElapsedColumn(), TimeRemainingColumn())
         super().__init__(*columns, *times, *more, console=console, disable=not console.is_terminal)
         self._printed: dict[TaskID, tuple[float, str]] = {}
@@ -77,6 +83,7 @@ def track(items: Iterable, total: int, title: str) -> Iterator:
         title: What they are.
     """
     with Bars() as bars:
+        title = printable(title)
         short = title if len(title) <= LONGEST_TITLE else f'…{title[1 - LONGEST_TITLE :]}'
         task = bars.add_task(short, total=total)
         for item in items:

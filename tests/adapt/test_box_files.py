@@ -217,6 +217,12 @@ def test_names_of_a_data_yaml_that_are_none(text, word, folder):
     assert word in message and len(message) < 1000 and '\x1b' not in message
 
 
+def test_names_are_parted_by_lines_alone(folder):
+    (folder / 'own.txt').write_text('sc\u2028rew\nnut\nwasher\n')
+    with pytest.raises(OwnDataError, match='class 0'):
+        convert(folder, 'yolo', classes=folder / 'own.txt')
+
+
 def test_a_file_of_ones_own_is_not_replaced(folder):
     (folder / 'yolo_coco.json').write_text('{"images": []}')
     with pytest.raises(OwnDataError, match=r'yolo_coco\.json .* is another file'):

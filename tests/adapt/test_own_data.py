@@ -254,7 +254,7 @@ BAD_COCO = {
         ['broken box', 'bbox [1, 2'],
     ),
     'long names': (
-        rewrite(lambda c: [image.update(file_name='x' * 5000) for image in c['images']]),
+        rewrite(lambda c: [i.update(file_name=f'{"x" * 5000}{i["id"]}') for i in c['images']]),
         ['none of the 10 images', 'xxx'],
     ),
     'a name that would become code': (
@@ -453,6 +453,25 @@ def test_the_least_learning_rate_follows_the_learning_rate(as_list, own_coco):
     cosine = new.param_scheduler[1] if as_list else new.param_scheduler
     lr = new.optim_wrapper.optimizer.lr
     assert lr == pytest.approx(0.004 * 8 / 256) and cosine.eta_min == pytest.approx(0.05 * lr)
+
+
+@pytest.mark.parametrize(
+    'scheduler, key, old, new',
+    [
+        (dict(type='OneCycleLR', eta_max=1.0, total_steps=40_000), 'total_steps', 40_000, 1000),
+        (dict(type='StepLR', step_size=20_000), 'step_size', 20_000, 500),
+        (
+            dict(type='CosineRestartLR', periods=[10_000, 30_000], restart_weights=[1, 1]),
+            'periods', [10_000, 30_000], [250, 750],
+        ),
+    ],
+)  # fmt: skip
+def test_all_lengths_of_a_schedule_follow(scheduler, key, old, new, own_label_maps):
+    cfg = read('sem-fpn_poolformer-s12_8xb4-40k_ade20k-512x512')
+    cfg.param_scheduler = [dict(scheduler, by_epoch=False)]
+    folders = own_label_maps / 'images', own_label_maps / 'labels'
+    adapted = use_dataset(cfg, *folders, classes=own_label_maps / 'classes.txt')
+    assert cfg.param_scheduler[0][key] == old and adapted.param_scheduler[0][key] == new
 
 
 def test_accumulated_gradients_are_one_batch(own_coco):

@@ -531,6 +531,16 @@ def test_images_normalised_in_a_pipeline_that_a_hook_switches_to():
     assert switch.switch_pipeline[-2].to_rgb
 
 
+def test_what_schedules_say_of_the_rate_is_scaled_and_of_momentum_is_not():
+    cfg = Config(read(SEMANTIC_FPN).to_dict())
+    cfg.param_scheduler = [
+        dict(type='OneCycleLR', eta_max=cfg.optim_wrapper.optimizer.lr, total_steps=80_000),
+        dict(type='CosineAnnealingMomentum', eta_min=0.85, T_max=9),
+    ]
+    rate, momentum = swap_backbone(cfg).param_scheduler
+    assert rate.eta_max == pytest.approx(2e-4) and momentum.eta_min == 0.85
+
+
 def test_images_that_are_rounded_are_not_rounded_twice():
     rounded = swap_backbone(read(SEMANTIC_FPN))
     pipeline = swap_backbone(Config(rounded.to_dict())).test_dataloader.dataset.pipeline

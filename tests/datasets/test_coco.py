@@ -106,6 +106,13 @@ MASK = {'size': [30, 40], 'counts': [100, 50, 1050]}
         (changed('annotations', segmentation=dict(MASK, counts=[1200])), ERROR, NO_PIXELS),
         (changed('annotations', segmentation=dict(MASK, counts='`U1')), ERROR, NO_PIXELS),
         (changed('images', file_name='\udc80.png'), ERROR, 'broken image entry'),
+        (
+            dict(
+                good_coco(), images=[*good_coco()['images'], dict(good_coco()['images'][0], id=99)]
+            ),
+            ERROR,
+            'image files listed twice',
+        ),
         (dict(good_coco(), annotations=[]), ERROR, 'no usable annotation'),
         (
             dict(good_coco(), annotations=good_coco()['annotations'][:1]),

@@ -132,6 +132,20 @@ def test_the_shape_is_that_which_mmcv_decodes(form, entry, tmp_path):
         assert 'does not apply it to WEBP files' in said[0]
 
 
+def test_a_rotation_that_stands_behind_the_pixels(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    file = io.BytesIO()
+    Image.new('RGB', (60, 40)).save(file, 'PNG', exif=exif)
+    content = file.getvalue()
+    start = content.index(b'eXIf') - 4
+    (length,) = struct.unpack('>I', content[start : start + 4])
+    chunk, end = content[start : start + length + 12], content.index(b'IEND') - 4
+    behind = content[:start] + content[start + len(chunk) : end] + chunk + content[end:]
+    (tmp_path / 'a.png').write_bytes(behind)
+    assert decoded_shape(tmp_path / 'a.png') == mmcv.imread(str(tmp_path / 'a.png')).shape[:2]
+
+
 POSTSCRIPT = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n'
 
 

@@ -1,5 +1,7 @@
 """Bad label maps: each is found, and what passes the check loads in mmseg."""
 
+import os
+
 import numpy as np
 import pytest
 from bad_files import FUZZ, PNG, label_map, noise
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmpoolformer.datasets import ERROR, WARNING, check_pair
-from mmpoolformer.datasets.label_maps import LabelsFit
+from mmpoolformer.datasets.label_maps import LabelsFit, labels_in
 from mmpoolformer.utils.errors import DataError
 
 
@@ -95,3 +97,35 @@ def test_label_maps_are_watched_while_they_are_loaded(labels, word):
         return
     with pytest.raises(DataError, match=rf'a\.png has {word} as read; the 3 classes are 0 to 2'):
         LabelsFit(3, 255)(results)
+
+
+@pytest.mark.parametrize(
+    'value, word', [(255, None), (256, 'label 256'), (1000, 'reads up to 255')]
+)
+def test_label_maps_of_16_bits_are_not_cut(value, word, tmp_path):
+    """mmseg makes bytes of them: 256 would be class 0."""
+    labels = np.zeros((4, 4), np.uint16)
+    labels[0, 0] = value
+    Image.fromarray(labels).save(tmp_path / 'a.png')
+    assert labels_in(tmp_path / 'a.png') == {0, value}
+    loaded = labels.astype(np.uint8)
+    results = dict(gt_seg_map=loaded, seg_map_path=str(tmp_path / 'a.png'), ori_shape=(4, 4))
+    if word is None:
+        assert LabelsFit(1, 255)(results) is results
+        return
+    with pytest.raises(DataError, match=word):
+        LabelsFit(1, 255)(results)
+
+
+def test_label_maps_of_fractions_are_none(tmp_path):
+    Image.fromarray(np.full((30, 40), 0.9, np.float32)).save(tmp_path / 'labels.tif')
+    info = dict(pair(tmp_path, np.zeros((30, 40), np.uint8)), seg_map_path=tmp_path / 'labels.tif')
+    (problem,) = check_pair(info, 3)
+    assert problem.level == ERROR and 'classes are whole ones' in problem.detail
+
+
+def test_a_label_map_that_never_ends(tmp_path):
+    info = dict(pair(tmp_path, np.zeros((30, 40), np.uint8)), seg_map_path=tmp_path / 'pipe.png')
+    os.mkfifo(info['seg_map_path'])
+    (problem,) = check_pair(info, 3)
+    assert problem.level == ERROR and 'no regular file' in problem.detail

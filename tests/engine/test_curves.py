@@ -171,6 +171,12 @@ def test_a_picture_that_cannot_be_written_is_a_message(tmp_path, capsys):
     assert 'a.png cannot be written' in message
 
 
+def test_an_evaluation_that_is_made_up_for_stands_once(tmp_path):
+    first = write_log(tmp_path, step(1, loss=1.0), dict(mIoU=0.5, step=1))
+    write_log(tmp_path, dict(mIoU=0.6, step=1), step(2, loss=0.9), run='20260101_000001')
+    assert read_run(first).validation['mIoU'] == Points([1], [0.6])
+
+
 def test_a_pipe_is_no_log(tmp_path):
     (tmp_path / 'run' / 'vis_data').mkdir(parents=True)
     os.mkfifo(tmp_path / 'run' / 'vis_data' / 'scalars.json')

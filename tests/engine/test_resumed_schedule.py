@@ -238,3 +238,17 @@ def test_another_rate_without_a_schedule_is_said(half, tmp_path):
 def test_schedules_that_count_otherwise_are_refused(resume):
     with pytest.raises(SystemExit, match='does not count iterations as MultiStepLR'):
         resume('by_epoch=True, milestones', 'by_epoch=False, milestones')
+
+
+def test_early_stopping_goes_on_counting(digits_root, tmp_path):
+    config = write_tiny_config(tmp_path, 'by_epoch', digits_root, iters=16)
+    text = config.read_text().replace('val_interval=2', 'val_interval=1')
+    stop = "dict(type='EarlyStoppingHook', monitor='mIoU', min_delta=1000.0, patience=3)"
+    config.write_text(f'{text}\ncustom_hooks = [{stop}]\n')
+    run_tool('train', config, '--work-dir', tmp_path / 'whole')
+    options = ['--cfg-options', TWO, 'visualizer.name=first']
+    run_tool('train', config, '--work-dir', tmp_path / 'work', *options)
+    options = ['--cfg-options', 'visualizer.name=second']
+    run_tool('train', config, '--work-dir', tmp_path / 'work', '--resume', *options)
+    ends = [sorted(path.name for path in (tmp_path / w).glob('epoch_*')) for w in ('whole', 'work')]
+    assert ends[0] == ends[1] and 'epoch_8.pth' not in ends[0]

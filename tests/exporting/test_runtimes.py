@@ -8,7 +8,7 @@ import torch
 from helpers import require_export
 
 from mmpoolformer.exporting.metadata import KEY, OUTPUTS, Metadata
-from mmpoolformer.exporting.runtimes import open_model
+from mmpoolformer.exporting.runtimes import check_constants, open_model
 from mmpoolformer.exporting.samples import ExportedModel
 from mmpoolformer.exporting.wrappers import IMAGE
 from mmpoolformer.utils.errors import LaunchError
@@ -50,6 +50,32 @@ def test_a_size_at_which_an_operator_fails(row_fifty):
 def test_what_is_no_image(shape, kind, row_fifty):
     with pytest.raises(LaunchError, match=rf'an image is float32.*; this is {kind} \['):
         row_fifty(np.ones(shape, kind))
+
+
+@pytest.mark.parametrize(
+    'data, is_sound',
+    [
+        ('element_type="f32" shape="2, 3" offset="0" size="24"', True),
+        ('element_type="u4" shape="3" offset="8" size="2"', True),
+        ('element_type="f32" shape="" offset="20" size="4"', True),
+        ('element_type="f32" shape="4611686018427387908" offset="0" size="16"', False),
+        ('element_type="f32" shape="-1, -6" offset="0" size="24"', False),
+        ('element_type="f32" shape="2, 3" offset="8" size="24"', False),
+        ('element_type="f32" shape="2, 3" offset="-8" size="24"', False),
+        ('element_type="f32" shape="2, 3"', False),
+    ],
+)
+def test_constants_are_no_larger_than_their_file(data, is_sound, tmp_path):
+    layer = f'<layer id="0" name="a" type="Const"><data {data}/></layer>'
+    (tmp_path / 'a.xml').write_text(f'<net><layers>{layer}</layers></net>')
+    (tmp_path / 'a.bin').write_bytes(bytes(24))
+    if is_sound:
+        check_constants(tmp_path / 'a.xml')
+        return
+    with pytest.raises(ValueError, match='constant'):
+        check_constants(tmp_path / 'a.xml')
+    with pytest.raises(LaunchError, match='openvino cannot load'):
+        open_model(tmp_path / 'a.xml')
 
 
 BOXES = dict(

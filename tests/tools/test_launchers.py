@@ -362,6 +362,11 @@ def test_options_that_replace_a_part_are_refused(capsys):
     assert 'name one of them' in tool_error(capsys, *args, 'train_dataloader.dataset=a')
 
 
+def test_a_text_that_the_copy_of_the_config_would_replace_is_refused(capsys):
+    args = 'train', SEM_FPN, '--cfg-options', 'work_dir={{$A:b}}'
+    assert 'double braces' in tool_error(capsys, *args)
+
+
 @pytest.mark.parametrize('option', ['foo', 'model.a=[1,2'])
 def test_options_that_are_none_are_usage_errors(option, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -17,6 +17,7 @@ from tiny_models import DIGITS, save_tiny_model, save_video
 
 from mmpoolformer.adapt.zoo import find_config
 from mmpoolformer.engine.dataset_meta import dataset_meta
+from mmpoolformer.engine.inputs import open_video
 from mmpoolformer.utils.errors import LaunchError
 
 ANY_SCORE = ['--device', 'cpu', '--score-thr', 0]
@@ -144,6 +145,14 @@ def test_broken_inputs_are_named_and_passed_over(detector, images, tmp_path, cap
     assert f'passed over: {broken}: damaged image' in message
     assert f'passed over: {tmp_path / "no.mp4"}: no frame' in message
     assert len(list((tmp_path / 'out' / 'pictures').iterdir())) == len(images) - 1
+
+
+@pytest.mark.parametrize('start', ['#EXTM3U\n', 'ffconcat version 1.0\n'])
+def test_a_list_of_other_files_is_no_video(start, tmp_path):
+    broken = []
+    (tmp_path / 'a.mp4').write_text(f'{start}/elsewhere.mp4\n')
+    assert open_video(tmp_path / 'a.mp4', broken) is None
+    assert 'a list of other files' in broken[0]
 
 
 def test_a_video_that_breaks_off_is_named(detector, tmp_path, capsys):
@@ -324,3 +333,13 @@ def test_colours_of_a_checkpoint_that_are_none(colour, images, tmp_path):
     model = save_tiny_model(tmp_path, 'retinanet', meta=meta)
     run_tool('predict', *model, images[0], '--out', tmp_path, *ANY_SCORE)
     assert (tmp_path / 'pictures' / f'{images[0].stem}.jpg').is_file()
+
+
+def test_names_with_spaces_behind_them_are_the_same(images, tmp_path):
+    """ADE20K has had "bed " for "bed"."""
+    config, weights = save_tiny_model(tmp_path, 'retinanet')
+    content = torch.load(weights, weights_only=False)
+    classes = content['meta']['dataset_meta']['classes']
+    content['meta']['dataset_meta']['classes'] = (f'{classes[0]} ', *classes[1:])
+    torch.save(content, weights)
+    run_tool('predict', config, weights, images[0], '--out', tmp_path / 'out', *ANY_SCORE)

@@ -1,7 +1,7 @@
 """``tools/swap_backbone.py``, and ``train.py --swap-backbone``."""
 
 import pytest
-from helpers import run_tool, tool_error, train_options
+from helpers import CONFIGS, run_tool, tool_error, train_options
 from mmengine.config import Config
 from zoo_configs import CONVNEXT, MASK_RCNN, PSPNET, RETINANET, UPERNET, read
 
@@ -9,6 +9,7 @@ from mmpoolformer import swap_backbone, swap_changes
 from mmpoolformer.adapt.zoo import find_config
 from mmpoolformer.utils.config_tree import walk
 
+RETINANET_DIGITS = CONFIGS / 'detection' / 'retinanet_poolformer-s12_fpn_digits.py'
 HOURGLASS = 'mmdet::cornernet/cornernet_hourglass104_32xb3-210e-mstest_coco.py'
 
 
@@ -101,3 +102,15 @@ def test_train_with_another_backbone_on_the_fly(coco_root, tmp_path):
 def test_train_refuses_a_model_without_a_pyramid(capsys):
     message = tool_error(capsys, 'train', HOURGLASS, '--swap-backbone', 's12')
     assert 'stride 4' in message
+
+
+def test_a_folder_whose_name_would_become_code(tmp_path, monkeypatch):
+    """mmengine replaces what stands in double braces wherever it stands in a config file."""
+    monkeypatch.chdir(tmp_path)
+    name = 'y{{$NOPE:|\\\'+str(open("pwned","w"))#"}}'
+    (tmp_path / name).mkdir()
+    base = tmp_path / name / 'base.py'
+    base.write_text(f'_base_ = {str(RETINANET_DIGITS)!r}\n')
+    run_tool('swap_backbone', f'{name}/base.py', '--arch', 's24', '-o', 'new.py')
+    assert Config.fromfile('new.py').model.backbone.arch == 's24'
+    assert not (tmp_path / 'pwned').exists()

@@ -23,3 +23,11 @@ def test_a_terminal_gets_a_bar(count, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
     assert list(progress.track(iter(range(count)), count, 'images')) == list(range(count))
     assert f'{count}/{count}' in capsys.readouterr().err
+
+
+def test_titles_are_no_markup_and_no_orders(capsys, monkeypatch):
+    monkeypatch.setenv('FORCE_COLOR', '1')
+    for title in ('[/x].mp4', '\x1b]0;owned'):
+        assert list(progress.track(iter('a'), 1, title)) == ['a']
+    err = capsys.readouterr().err
+    assert '[/x].mp4' in err and '\x1b]0' not in err

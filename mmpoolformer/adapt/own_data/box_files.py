@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from ...datasets.images import decoded_shape
 from ...utils.errors import first_line, join, printable, short, some
-from ...utils.files import replace_file
+from ...utils.files import check_regular, replace_file
 from ...utils.progress import track
 from .errors import OwnDataError
 from .splits import IMAGES, checked_names
@@ -242,6 +242,7 @@ def _write(path: Path, found: Any, classes: Sequence[str], ignored: list[bool], 
 def _is_made(path: Path) -> bool:
     """Whether a file was written here, and may be written anew."""
     try:
+        check_regular(path)
         return json.loads(path.read_bytes())['info']['description'].endswith(MADE)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False

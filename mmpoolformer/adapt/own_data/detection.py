@@ -10,6 +10,7 @@ from ...datasets.coco import check_content
 from ...datasets.problems import ERROR
 from ...utils.config_tree import type_of, walk
 from ...utils.errors import first_line, some
+from ...utils.files import check_regular
 from ..edit import Edit
 from .box_files import to_coco_file
 from .errors import OwnDataError
@@ -71,6 +72,7 @@ def _content(part: Part) -> tuple[dict, tuple[str, ...]]:
     """What a COCO file holds, and its classes in its order."""
     path = part.annotations
     try:
+        check_regular(path)
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise OwnDataError(

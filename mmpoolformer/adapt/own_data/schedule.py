@@ -11,7 +11,7 @@ from mmengine.config import Config
 from ...archs import is_integer
 from ...utils.config_tree import type_of, walk
 from ..edit import Edit
-from ..schedules import images_per_step, scale_least_rates
+from ..schedules import images_per_step, scale_rates
 
 LEAST_STEPS = 1000  # fewer leave even a pretrained detector at an AP near 0
 EVALUATIONS = 12
@@ -43,7 +43,7 @@ def set_batch_size(edit: Edit, batch_size: int | None, is_swapped: bool) -> None
         return
     reason = f'{lr} is for batches of {base}; yours have {batch_size}, from one process'
     edit.set(('optim_wrapper', 'optimizer', 'lr'), float(f'{lr * batch_size / base:.3g}'), reason)
-    scale_least_rates(edit, batch_size / base)
+    scale_rates(edit, batch_size / base)
     reason = 'of several processes: train with --auto-scale-lr'
     edit.set(('auto_scale_lr',), dict(scaling, base_batch_size=batch_size), reason)
 
@@ -104,12 +104,13 @@ def _set_length(edit: Edit, key: str, old: int, new: int, reason: str, by_epoch:
             continue
         if bool(scheduler.get('by_epoch', True)) != by_epoch:
             continue
-        for name in ('begin', 'end', 'T_max'):
+        for name in ('begin', 'end', 'T_max', 'total_steps', 'step_size'):
             if scheduler.get(name):
                 edit.set((*at, name), max(1, round(scheduler[name] * ratio)), reason)
-        if scheduler.get('milestones'):
-            milestones = [max(1, round(step * ratio)) for step in scheduler['milestones']]
-            edit.set((*at, 'milestones'), milestones, reason)
+        for name in ('milestones', 'periods'):
+            if scheduler.get(name):
+                steps = [max(1, round(step * ratio)) for step in scheduler[name]]
+                edit.set((*at, name), steps, reason)
 
 
 def _shorten_warm_up(edit: Edit, steps: int) -> None:

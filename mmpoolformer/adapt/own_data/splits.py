@@ -15,7 +15,7 @@ import yaml
 from ...archs import is_integer, is_number
 from ...checkpoints.class_names import LONGEST_CLASS, are_class_names
 from ...utils.errors import first_line, short
-from ...utils.files import replace_file
+from ...utils.files import check_regular, replace_file
 from .errors import OwnDataError
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -78,9 +78,10 @@ def class_names(classes: Sequence[str] | str | Path) -> tuple[str, ...]:
     if isinstance(classes, (str, Path)):
         path = Path(os.path.expanduser(classes))
         try:
+            check_regular(path)
             text = path.read_text(encoding='utf-8-sig')
             is_yaml = path.suffix.lower() in ('.yaml', '.yml')
-            classes = _yaml_names(text) if is_yaml else text.rstrip().splitlines()
+            classes = _yaml_names(text) if is_yaml else text.rstrip().split('\n')
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise OwnDataError(
                 f'classes={str(classes)!r} is no text file that can be read '

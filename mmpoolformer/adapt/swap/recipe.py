@@ -9,7 +9,7 @@ from ...registry import custom_modules
 from ...utils.config_tree import has, type_of, walk
 from ...utils.errors import join
 from ..edit import Edit
-from ..schedules import scale_least_rates
+from ..schedules import scale_rates
 from .nested import INNER
 from .rules import BACKBONE_CONSTRUCTORS, LAYER_DECAY, MULTIMODAL, RECIPES, STRIDES
 
@@ -159,7 +159,7 @@ def _scale_schedule(edit: Edit, lr: float, batch_size: int, old_lr: float | None
     scaling['base_batch_size'] = batch_size
     edit.set(('auto_scale_lr',), scaling, f'{lr} is for batches of {batch_size}')
     if old_lr:
-        scale_least_rates(edit, lr / old_lr)
+        scale_rates(edit, lr / old_lr)
 
 
 def _has_queries(model: dict) -> bool:
