@@ -362,6 +362,9 @@ def _prepare_training(cfg: Config) -> None:
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     if type_of(hook) == 'CheckpointHook':
         hook['type'] = 'SafeCheckpointHook'
+    for _, hook in walk(cfg.get('custom_hooks')):
+        if type_of(hook) == 'EarlyStoppingHook':  # counts before what it counts is saved
+            hook.setdefault('priority', 'LOW')
     if cfg.get('resume'):
         if not cfg.get('load_from'):
             _choose_checkpoint(cfg)
