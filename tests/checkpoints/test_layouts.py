@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from helpers import (
+    TINY,
     TINY_HEADS,
     Depthwise,
     assert_same_features,
@@ -21,6 +22,8 @@ from mmpoolformer import (
     PoolFormer,
 )
 from mmpoolformer.checkpoints import convert, load_pretrained, register_loaders
+from mmpoolformer.checkpoints.class_names import are_colours
+from mmpoolformer.checkpoints.recognition import find_weights
 
 
 def official_baseline_key(key):
@@ -215,3 +218,44 @@ def test_weights_of_another_mixer_are_refused(file, model, tmp_path):
     model = MetaFormer(model) if model else PoolFormer(arch)
     with pytest.raises(CheckpointError, match='caformer_s18'):
         load_pretrained(model, str(tmp_path / 'own.pth'))
+
+
+def test_weights_without_mixers_are_refused(tmp_path):
+    torch.save(MetaFormer('metaformer_id_s12').state_dict(), tmp_path / 'own.pth')
+    with pytest.raises(CheckpointError, match=r'lacks \d+ tensors: .*\. It is s12'):
+        load_pretrained(MetaFormer('metaformer_ppaa_s12'), str(tmp_path / 'own.pth'))
+
+
+def test_norms_of_the_outputs_have_no_name_in_other_layouts(file_of):
+    state = PoolFormer(TINY).state_dict()
+    _, converted = convert(str(file_of(state)), 'timm')
+    own = [key for key in state if not re.match(r'norm\d\.', key)]
+    assert len(converted) == len(own) < len(state)
+
+
+@pytest.mark.parametrize(
+    'build, layout',
+    [
+        (lambda: PoolFormer(TINY, out_indices=(3,)), 'mmpretrain'),
+        (lambda: tiny_metaformer('poolformerv2_s12', out_indices=(3,)), 'official'),
+        (lambda: PoolFormer(TINY), 'official'),
+    ],
+    ids=['mmpretrain', 'family', 'detector'],
+)
+def test_a_lone_norm_is_mmpretrains_where_it_has_the_model(build, layout):
+    assert find_weights(build().state_dict(), '').layout == layout
+
+
+@pytest.mark.parametrize(
+    'palette, are',
+    [
+        ([(0, 0, 255)], True),
+        ([(0, 0, 256)], False),
+        ([(0, -1, 0)], False),
+        ([(0, 0)], False),
+        ([(0, 0, 0.5)], False),
+        ('red', False),
+    ],
+)
+def test_colours_are_three_bytes(palette, are):
+    assert are_colours(palette) is are
