@@ -57,6 +57,13 @@ def check_evaluation(cfg: Config) -> Iterator[Problem]:
             where = '.'.join(map(str, (*path, 'ann_file')))
             one_each = type_of(evaluator) == JOINED
             yield from _check_metric(Path(node['ann_file']), files, where, one_each)
+        if any(node.get('indices') is not None for node in leaves):
+            detail = (
+                'indices takes a part of the images, and the metric has all of them: those that '
+                'are left out would count as missed. Write their annotations into a file of their '
+                'own, for both'
+            )
+            yield Problem(ERROR, 'images that are not evaluated', f'{split}_dataloader', detail)
         if any(node.get('filter_cfg') and not node.get('test_mode') for node in leaves):
             detail = (
                 'filter_cfg leaves images out that the metric has: they are not predicted, and '

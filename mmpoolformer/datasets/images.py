@@ -112,8 +112,8 @@ def _decode_fully(content: bytes) -> tuple[str, str, bool | None]:
     """Format, mode and whether EXIF turns it. OpenCV fills what is missing with grey."""
     with open_image(io.BytesIO(content)) as image:
         check_pixels(image)
-        orientation = _orientation(image)
-        turned = image.format in TURNED if orientation not in (0, 1) else None
+        asked = orientation(image)
+        turned = image.format in TURNED if asked not in (0, 1) else None
         image.load()
         return image.format, image.mode, turned
 
@@ -144,7 +144,7 @@ def refuse_postscript() -> None:
     Image.ID[:] = [form for form in Image.ID if form != 'EPS']
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """EXIF's, without what XMP says, which OpenCV does not read."""
     exif = image.getexif() if image.format == 'TIFF' else Image.Exif()
     if 'exif' in image.info:
@@ -159,6 +159,6 @@ def decoded_shape(path: str | Path) -> tuple[int, int]:
     with open_image(path) as image:
         check_pixels(image)
         # In PNG the entry may stand behind the pixels.
-        if image.format != 'PNG' and _orientation(image) in (0, 1):
+        if image.format != 'PNG' and orientation(image) in (0, 1):
             return image.height, image.width
     return mmcv.imread(str(path)).shape[:2]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..utils.errors import DataError, one_line
-from .images import check_image, check_pixels, decoded_shape, open_image
+from .images import check_image, check_pixels, decoded_shape, open_image, orientation
 from .problems import ERROR, WARNING, Problem
 
 
@@ -61,10 +61,12 @@ class LabelsFit:
                 f'label map {path} has shape {labels.shape}, its image {size} (height, width)'
             )
         if path is not None and _is_wide(path):  # mmseg has cut it to 8 bits
-            labels = read_labels(path)
-            if labels.max(initial=0) > 255:
-                raise DataError(f'label map {path} has label {labels.max()}: mmseg reads up to 255')
-            return results
+            try:
+                largest = read_labels(path).max(initial=0)
+            except ValueError as error:
+                raise DataError(f'label map {path}: {error}') from error
+            if largest > 255:
+                raise DataError(f'label map {path} has label {largest}: mmseg reads up to 255')
         beyond = labels[(labels >= self.num_classes) & (labels != self.ignored)]
         if beyond.size:
             raise DataError(
@@ -100,8 +102,12 @@ def read_labels(path: str | Path) -> np.ndarray:
     with open_image(path) as image:
         check_pixels(image)
         labels = np.array(image)
+        if orientation(image) not in (0, 1):
+            raise ValueError('its EXIF entry asks to turn it, which mmseg does not: save it turned')
     if not np.issubdtype(labels.dtype, np.integer) and labels.dtype != bool:
         raise ValueError(f'its numbers are {labels.dtype}, and classes are whole ones')
+    if labels.min(initial=0) < 0:
+        raise ValueError(f'it has label {labels.min()}, below 0')
     return labels
 
 

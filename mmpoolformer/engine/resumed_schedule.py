@@ -6,11 +6,11 @@ import math
 import warnings
 from typing import Any
 
-from mmengine.optim import _ParamScheduler
+from mmengine.optim import OneCycleParamScheduler, _ParamScheduler
+from mmengine.optim.scheduler.momentum_scheduler import MomentumSchedulerMixin
 from mmengine.runner import BaseLoop, Runner
 
 from ..archs import is_integer
-from ..utils.config_tree import walk
 from ..utils.errors import LaunchError, join, short, some
 
 LARGEST_COUNT = 2**53  # iterations
@@ -53,7 +53,8 @@ def check_schedulers(found: Any, runner: Runner) -> list[str]:
     if changed and not all(_can_replay(one) for each in own.values() for one in each):
         raise LaunchError(
             f'the config has another schedule than it: {"; ".join(changed)}. One that follows a '
-            f'metric cannot be computed anew: give the config the one that it had. {FROM_WEIGHTS}'
+            'metric, or of one cycle, cannot be computed anew: give the config that which it had. '
+            f'{FROM_WEIGHTS}'
         )
     return changed
 
@@ -94,7 +95,9 @@ def _is_same(value: Any, own: Any) -> bool:
         return are_lists and all(map(_is_same, value, own))
     if isinstance(own, (int, float)) and _is_count(value):
         return math.isclose(value, own, rel_tol=1e-6)
-    return callable(own) or value == own
+    if callable(own):
+        return getattr(value, '__name__', own.__name__) == own.__name__
+    return value == own
 
 
 def _shown(value: Any) -> str:
@@ -104,7 +107,11 @@ def _shown(value: Any) -> str:
 
 
 def _can_replay(scheduler: Any) -> bool:
-    return type(scheduler).step is _ParamScheduler.step
+    """Whether its values follow from its arguments: not by a metric, and not those of OneCycle,
+    which writes its own beginning into the optimizer.
+    """
+    steps = (_ParamScheduler.step, MomentumSchedulerMixin.step)
+    return type(scheduler).step in steps and not isinstance(scheduler, OneCycleParamScheduler)
 
 
 def replay(runner: Runner, changed: list[str]) -> None:
@@ -207,11 +214,11 @@ def _count_anew(checkpoint: dict, own: int, runner: Runner) -> None:
             f'{counts}, and it was saved at iteration {iteration}, in the middle of epoch '
             f'{epoch + 1}. {remedy}'
         )
-    schedulers = runner.cfg.get('param_scheduler')
-    if any(node.get('convert_to_iter_based') for _, node in walk(schedulers)):
-        raise LaunchError(
-            f'{counts}, and param_scheduler counts in them (convert_to_iter_based). {remedy}'
-        )
+    schedulers = runner.param_schedulers or []
+    each = schedulers.values() if isinstance(schedulers, dict) else [schedulers]
+    in_iterations = [s for some in each for s in some if not getattr(s, 'by_epoch', True)]
+    if any(scheduler.end > min(iteration, epoch * own) for scheduler in in_iterations):
+        raise LaunchError(f'{counts}, and param_scheduler counts in them to the end. {remedy}')
     runner.logger.warning(f'{counts}: from epoch {epoch} on they are counted anew')
     meta['iter'] = epoch * own
     if checkpoint.get('validated') == iteration:

@@ -105,9 +105,11 @@ class ResumeHook(Hook):
         checkpoint['validated'] = self.validated
         if not hasattr(runner.train_loop, 'dataloader_iterator'):
             checkpoint[ITERATIONS_PER_EPOCH] = len(runner.train_loop.dataloader)
-        for hook in runner.hooks:
-            if isinstance(hook, EarlyStoppingHook):
-                checkpoint['early_stopping'] = [hook.wait_count, float(hook.best_score)]
+        checkpoint['early_stopping'] = {
+            hook.monitor: [hook.wait_count, float(hook.best_score)]
+            for hook in runner.hooks
+            if isinstance(hook, EarlyStoppingHook)
+        }
         if self.gathered is not None:
             checkpoint['random_states'], self.gathered = self.gathered, None
 
@@ -203,13 +205,13 @@ class ResumeHook(Hook):
         )
 
 
-def _resume_early_stopping(runner: Runner, state: Any) -> None:
-    if state is None:
-        return
-    if not isinstance(state, (list, tuple)) or len(state) != 2 or not all(map(is_number, state)):
-        raise LaunchError('its early_stopping is none')
+def _resume_early_stopping(runner: Runner, states: Any) -> None:
+    """Go on counting, each hook by its metric."""
     for hook in runner.hooks:
-        if isinstance(hook, EarlyStoppingHook):
+        if isinstance(hook, EarlyStoppingHook) and isinstance(states, dict):
+            state = states.get(hook.monitor, [0, hook.best_score])
+            if not isinstance(state, list) or len(state) != 2 or not all(map(is_number, state)):
+                raise LaunchError('its early_stopping is none')
             hook.wait_count, hook.best_score = int(state[0]), float(state[1])
 
 

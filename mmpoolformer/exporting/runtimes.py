@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +13,10 @@ from ..utils.errors import LaunchError, first_line, join
 from .extras import require
 from .metadata import KEY, SUFFIXES, Metadata, files_of
 from .wrappers import IMAGE
+
+# Of OpenVINO's types of constants.
+BITS = dict(f64=64, f32=32, f16=16, bf16=16, f8e4m3=8, f8e5m2=8, boolean=8, nf4=4)
+BITS |= {f'{sign}{bits}': bits for sign in 'iu' for bits in (4, 8, 16, 32, 64)}
 
 
 class Runtime:
@@ -117,16 +120,23 @@ def check_constants(path: Path) -> None:
         ValueError: Names the constant.
     """
     available = path.with_suffix('.bin').stat().st_size
-    for layer in ElementTree.parse(path).getroot().iter('layer'):
-        if layer.get('type') != 'Const':
+    for layer in ElementTree.parse(path).getroot().iter():
+        if '{' in ''.join((layer.tag, *layer.attrib)):  # by which OpenVINO would find others
+            raise ValueError(f'{layer.tag!a} is in a namespace')
+        if layer.tag != 'layer' or layer.get('type') != 'Const':
             continue
         data = layer.find('data')
         fields = {} if data is None else data.attrib
         sides = [int(side) for side in fields.get('shape', '').split(',') if side.strip()]
-        bits = re.search(r'\d+$', fields.get('element_type', ''))
+        bits = BITS.get(fields.get('element_type'))
         size, offset = int(fields.get('size', -1)), int(fields.get('offset', -1))
-        needed = math.prod(sides) * (int(bits[0]) if bits else 8) / 8
-        if min(sides, default=0) < 0 or offset < 0 or not needed <= size <= available - offset:
+        needed = math.prod(sides) * (bits or 0) // 8
+        if (
+            bits is None
+            or min(sides, default=0) < 0
+            or offset < 0
+            or not needed <= size <= available - offset
+        ):
             raise ValueError(f'the constant {layer.get("name")!a} is not as large as it says')
 
 

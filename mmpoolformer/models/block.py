@@ -157,7 +157,7 @@ class MetaFormerBlock(BaseModule):
         Raises:
             RuntimeError: Names the part and the remedy.
         """
-        if type(self.mlp).forward is not Mlp.forward:
+        if type(self.mlp).forward is not Mlp.forward or 'forward' in vars(self.mlp):
             raise RuntimeError(
                 f'switch_to_deploy cannot fold mlp, a {type(self.mlp).__name__}: it folds into the '
                 'convolutions of Mlp alone. Leave the backbone as it is'
@@ -166,6 +166,7 @@ class MetaFormerBlock(BaseModule):
         for name, part in parts.items():
             names = ('weight', 'bias') if hasattr(part, 'weight') else ()
             is_wrapped = name != 'norm2' and type(part).forward is not Conv2d.forward
+            is_wrapped |= 'forward' in vars(part)
             if is_wrapped or any(key not in part._parameters for key in names):
                 raise RuntimeError(
                     f'switch_to_deploy cannot fold {name}, a {type(part).__name__} whose weight is '

@@ -154,9 +154,10 @@ def is_watched(*modules: nn.Module) -> bool:
 
 
 def is_hooked(*modules: nn.Module) -> bool:
-    """Whether a call of a module does more than its forward, so that it must be called."""
+    """Whether a call of a module does more than its class's forward, so that it must be called."""
     return _has_any_global_hook() or any(
-        module._forward_hooks
+        'forward' in vars(module)
+        or module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks

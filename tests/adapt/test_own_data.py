@@ -257,6 +257,10 @@ BAD_COCO = {
         rewrite(lambda c: [i.update(file_name=f'{"x" * 5000}{i["id"]}') for i in c['images']]),
         ['none of the 10 images', 'xxx'],
     ),
+    'another size than the images have': (
+        rewrite(lambda c: [i.update(width=2 * i['width']) for i in c['images']]),
+        ['pixels, and', 'the boxes would be wrong'],
+    ),
     'a name that would become code': (
         rewrite(lambda c: c['categories'][0].update(name='{{$X:(?s:.{40,}?)}}')),
         ['{{$X:', 'mmengine replaces', 'rename it'],
@@ -353,6 +357,14 @@ BAD_LABEL_MAPS = {
         lambda _: None,
         dict(classes=('sky', 'roof', '{{ fileDirname }}', 'ground')),
         ['{{ fileDirname }}', 'mmengine replaces'],
+    ),
+    'a name that no list can hold': (
+        lambda folder: [
+            (folder / kind / f'3.{end}').rename(folder / kind / f'3\n4 .{end}')
+            for kind, end in (('images', 'jpg'), ('labels', 'png'))
+        ],
+        {},
+        ['lists of names cannot hold'],
     ),
     'an empty name': (
         lambda folder: (folder / 'classes.txt').write_text('sky\n\nwall\nground\n'),
@@ -479,6 +491,24 @@ def test_accumulated_gradients_are_one_batch(own_coco):
     cfg.optim_wrapper.accumulative_counts = 8
     new = use_dataset(cfg, own_coco / 'images', own_coco / 'all.json')
     assert new.optim_wrapper.optimizer.lr == cfg.optim_wrapper.optimizer.lr
+
+
+def test_masks_are_checked_where_they_are_trained(own_coco):
+    content = json.loads((own_coco / 'all.json').read_text())
+    content['annotations'][0]['segmentation'] = [[0, 0, 1e9, 0, 1e9, 1e9]]
+    (own_coco / 'all.json').write_text(json.dumps(content))
+    cfg = read('mask-rcnn_poolformer-s12_fpn_1x_coco')
+    with pytest.raises(OwnDataError, match='broken mask'):
+        use_dataset(cfg, own_coco / 'images', own_coco / 'all.json')
+    cfg = read('retinanet_poolformer-s12_fpn_1x_coco')
+    use_dataset(cfg, own_coco / 'images', own_coco / 'all.json')
+
+
+def test_a_schedule_in_iterations_of_a_training_in_epochs_is_refused(own_coco):
+    cfg = read('retinanet_poolformer-s12_fpn_1x_coco')
+    cfg.param_scheduler = [dict(type='PolyLR', by_epoch=False, begin=0, end=90_000)]
+    with pytest.raises(OwnDataError, match=r'param_scheduler\.0: a PolyLR counts iterations'):
+        use_dataset(cfg, own_coco / 'images', own_coco / 'all.json')
 
 
 def test_label_maps_beside_boxes_are_refused(own_coco):

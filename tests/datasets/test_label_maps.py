@@ -7,7 +7,7 @@ import pytest
 from bad_files import FUZZ, PNG, label_map, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from mmpoolformer.datasets import ERROR, WARNING, check_pair
 from mmpoolformer.datasets.label_maps import LabelsFit, labels_in
@@ -115,6 +115,36 @@ def test_label_maps_of_16_bits_are_not_cut(value, word, tmp_path):
         return
     with pytest.raises(DataError, match=word):
         LabelsFit(1, 255)(results)
+
+
+def test_labels_of_16_bits_are_checked_as_others(tmp_path):
+    labels = np.full((4, 4), 7, np.uint16)
+    Image.fromarray(labels).save(tmp_path / 'a.png')
+    loaded = labels.astype(np.uint8)
+    results = dict(gt_seg_map=loaded, seg_map_path=str(tmp_path / 'a.png'), ori_shape=(4, 4))
+    with pytest.raises(DataError, match='label 7 as read; the 3 classes'):
+        LabelsFit(3, 255)(results)
+
+
+def test_labels_below_zero_are_none(tmp_path):
+    labels = np.full((30, 40), -32768, np.int32)
+    Image.fromarray(labels).save(tmp_path / 'labels.tif')
+    info = dict(pair(tmp_path, np.zeros((30, 40), np.uint8)), seg_map_path=tmp_path / 'labels.tif')
+    (problem,) = check_pair(info, 3)
+    assert problem.level == ERROR and 'label -32768, below 0' in problem.detail
+    loaded = labels.astype(np.uint8)
+    results = dict(gt_seg_map=loaded, seg_map_path=info['seg_map_path'], ori_shape=(30, 40))
+    with pytest.raises(DataError, match='below 0'):
+        LabelsFit(3, 255)(results)
+
+
+def test_a_label_map_that_asks_to_be_turned(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    info = pair(tmp_path, np.zeros((30, 40), np.uint8))
+    Image.fromarray(np.zeros((30, 40), np.uint8)).save(info['seg_map_path'], exif=exif)
+    (problem,) = check_pair(info, 3)
+    assert problem.level == ERROR and 'asks to turn it' in problem.detail
 
 
 def test_label_maps_of_fractions_are_none(tmp_path):

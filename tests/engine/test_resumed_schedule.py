@@ -118,7 +118,7 @@ def test_epochs_of_other_lengths_are_counted_anew(known, resume, tmp_path):
 
 def test_schedules_in_iterations_of_other_epochs_are_refused(resume):
     converted = 'milestones=[3], convert_to_iter_based=True'
-    with pytest.raises(SystemExit, match=r'counts in them \(convert_to_iter_based\)'):
+    with pytest.raises(SystemExit, match='param_scheduler counts in them to the end'):
         resume('milestones=[3]', converted, [ONE])
 
 
@@ -244,7 +244,8 @@ def test_early_stopping_goes_on_counting(digits_root, tmp_path):
     config = write_tiny_config(tmp_path, 'by_epoch', digits_root, iters=16)
     text = config.read_text().replace('val_interval=2', 'val_interval=1')
     stop = "dict(type='EarlyStoppingHook', monitor='mIoU', min_delta=1000.0, patience=3)"
-    config.write_text(f'{text}\ncustom_hooks = [{stop}]\n')
+    other = "dict(type='EarlyStoppingHook', monitor='aAcc', min_delta=-1000.0, patience=3)"
+    config.write_text(f'{text}\ncustom_hooks = [{stop}, {other}]\n')
     run_tool('train', config, '--work-dir', tmp_path / 'whole')
     options = ['--cfg-options', TWO, 'visualizer.name=first']
     run_tool('train', config, '--work-dir', tmp_path / 'work', *options)
@@ -252,3 +253,31 @@ def test_early_stopping_goes_on_counting(digits_root, tmp_path):
     run_tool('train', config, '--work-dir', tmp_path / 'work', '--resume', *options)
     ends = [sorted(path.name for path in (tmp_path / w).glob('epoch_*')) for w in ('whole', 'work')]
     assert ends[0] == ends[1] and 'epoch_8.pth' not in ends[0]
+
+
+def test_a_schedule_of_one_cycle_that_was_changed_is_refused(half, tmp_path):
+    text = re.sub(
+        r'param_scheduler = .*',
+        "param_scheduler = [dict(type='OneCycleLR', by_epoch=False, eta_max=1e-3, total_steps=8)]",
+        half.read_text(),
+    )
+    (tmp_path / 'a.py').write_text(text)
+    run_tool('train', tmp_path / 'a.py', '--work-dir', tmp_path / 'work', '--cfg-options', TWO)
+    (tmp_path / 'a.py').write_text(text.replace('total_steps=8', 'total_steps=16'))
+    with pytest.raises(SystemExit, match='of one cycle, cannot be computed anew'):
+        run_tool('train', tmp_path / 'a.py', '--work-dir', tmp_path / 'work', '--resume')
+
+
+def test_momentum_follows_a_changed_schedule(half, tmp_path):
+    schedule = "param_scheduler = [dict(type='LinearMomentum', start_factor=0.5, end=END)]"
+    text = re.sub(r'param_scheduler = .*', schedule, half.read_text())
+    betas = {}
+    for name, ends in (('work', (3, 6)), ('whole', (6,))):
+        for end in ends:
+            (tmp_path / 'a.py').write_text(text.replace('END', str(end)))
+            more = ['--resume'] if end != ends[0] else []
+            options = ['--cfg-options', FOUR if end == ends[-1] else TWO, f'visualizer.name={name}']
+            run_tool('train', tmp_path / 'a.py', '--work-dir', tmp_path / name, *more, *options)
+        contents = torch.load(tmp_path / name / 'epoch_4.pth', weights_only=False)
+        betas[name] = contents['optimizer']['param_groups'][0]['betas']
+    assert betas['work'] == pytest.approx(betas['whole'])

@@ -238,11 +238,27 @@ def replace_mlp(block):
     block.mlp = nn.Sequential(block.mlp.fc1, block.mlp.act, block.mlp.fc2)
 
 
+def count(module):
+    forward = module.forward
+    module.forward = lambda *args: 1.5 * forward(*args)
+
+
+def own_pool_forward(block):
+    count(block.token_mixer.pool)
+
+
+def own_mixer_forward(block):
+    count(block.token_mixer)
+
+
 def widen_pool(block):
     block.token_mixer.pool.kernel_size, block.token_mixer.pool.padding = 5, 2
 
 
-@pytest.mark.parametrize('change', [replace_pool, widen_pool, replace_drop_path, replace_mlp])
+@pytest.mark.parametrize(
+    'change',
+    [replace_pool, widen_pool, replace_drop_path, replace_mlp, own_pool_forward, own_mixer_forward],
+)
 @pytest.mark.parametrize('training', [True, False])
 def test_parts_of_ones_own_are_computed(change, training, image):
     features = []
@@ -252,7 +268,7 @@ def test_parts_of_ones_own_are_computed(change, training, image):
         with torch.set_grad_enabled(training):
             features.append(model(image))
     assert_features_close(*features)
-    if change in (replace_pool, widen_pool):
+    if change not in (replace_drop_path, replace_mlp):
         assert (features[0][-1] - build().eval()(image)[-1]).abs().max() > 1e-3
 
 
@@ -386,6 +402,16 @@ def test_other_derivatives_of_the_operations_are_refused(twice, image):
         weight = parameters['patch_embed.proj.weight']
         (gradient,) = torch.autograd.grad(loss(parameters), weight, create_graph=True)
         gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize('part', ['mlp', 'mlp.fc1', 'mlp.fc2'])
+def test_deploy_is_refused_for_a_forward_of_ones_own(part, image):
+    model = build().eval()
+    count(model.blocks[-1].get_submodule(part))
+    expected = model(image)
+    with pytest.raises(RuntimeError, match=f'cannot fold {part}'):
+        model.switch_to_deploy()
+    assert_features_close(model(image), expected)
 
 
 def test_deploy_is_refused_in_training():

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from ...datasets.coco import check_content
+from ...datasets.images import decoded_shape
 from ...datasets.problems import ERROR
 from ...utils.config_tree import type_of, walk
 from ...utils.errors import first_line, some
@@ -14,7 +15,17 @@ from ...utils.files import check_regular
 from ..edit import Edit
 from .box_files import to_coco_file
 from .errors import OwnDataError
-from .splits import Data, Part, checked_names, choose, class_names, colours, folder, write_part
+from .splits import (
+    LOOKED_INTO,
+    Data,
+    Part,
+    checked_names,
+    choose,
+    class_names,
+    colours,
+    folder,
+    write_part,
+)
 from .wrapped import REASON, leaves, own_parts, watch_metric
 
 
@@ -35,11 +46,11 @@ def coco_data(
             )
         classes = class_names(classes)
     train = _part(images, 'images', annotations, classes, with_masks)
-    content, classes = _content(train)
+    content, classes = _content(train, with_masks)
     if val_annotations is not None:
         val_images = val_images if val_images is not None else images
         val = _part(val_images, 'val_images', val_annotations, classes, with_masks)
-        _, found = _content(val)
+        _, found = _content(val, with_masks)
         if found != classes:
             raise OwnDataError(
                 f'{val.annotations} has the categories {some(found)}, and {train.annotations} has '
@@ -68,7 +79,7 @@ def _part(images, option: str, annotations, classes, with_masks: bool) -> Part:
     return Part(found, path, note=note)
 
 
-def _content(part: Part) -> tuple[dict, tuple[str, ...]]:
+def _content(part: Part, with_masks: bool) -> tuple[dict, tuple[str, ...]]:
     """What a COCO file holds, and its classes in its order."""
     path = part.annotations
     try:
@@ -78,7 +89,7 @@ def _content(part: Part) -> tuple[dict, tuple[str, ...]]:
         raise OwnDataError(
             f'annotations: {path} cannot be read as a file of COCO: {first_line(error)}'
         ) from error
-    found, images = check_content(content, str(path), part.images, None, with_masks=False)
+    found, images = check_content(content, str(path), part.images, None, with_masks)
     errors = [problem for problem in found if problem.level == ERROR]
     if errors:
         _, kind, where, detail = map(first_line, errors[0])
@@ -96,6 +107,13 @@ def _content(part: Part) -> tuple[dict, tuple[str, ...]]:
             f'none of the {len(images)} images of the annotations is in {part.images}, such as '
             f'{first_line(content["images"][0]["file_name"])}'
         )
+    step = max(1, len(images) // LOOKED_INTO)
+    for image, size in images[::step]:
+        if os.path.isfile(image) and decoded_shape(image) != size[::-1]:
+            raise OwnDataError(
+                f'{image} has {"×".join(map(str, decoded_shape(image)[::-1]))} pixels, and {path} '
+                f'is for {size[0]}×{size[1]}: the boxes would be wrong'
+            )
     return content, names
 
 

@@ -12,10 +12,12 @@ from ...archs import is_integer
 from ...utils.config_tree import type_of, walk
 from ..edit import Edit
 from ..schedules import images_per_step, scale_rates
+from .errors import OwnDataError
 
 LEAST_STEPS = 1000  # fewer leave even a pretrained detector at an AP near 0
 EVALUATIONS = 12
 CHECKPOINTS = 12
+WARM_UPS = ('Linear', 'Constant', 'Quadratic')
 # Where hooks of the toolboxes switch to another stage of the training, by epoch or by iteration.
 SWITCHES = {
     True: ('switch_epoch', 'num_last_epochs', 'begin_epoch'),
@@ -37,6 +39,7 @@ def set_batch_size(edit: Edit, batch_size: int | None, is_swapped: bool) -> None
     batch_size = images_per_step(edit, loader['batch_size'])
     scaling = dict(edit.cfg.get('auto_scale_lr') or dict(enable=False))
     named = None if is_swapped else _named_batch_size(edit.cfg)
+    named = named and images_per_step(edit, named)
     base = named or scaling.get('base_batch_size')
     lr = edit.find(('optim_wrapper', 'optimizer')).get('lr')
     if not base or not lr or base == batch_size:
@@ -117,5 +120,13 @@ def _shorten_warm_up(edit: Edit, steps: int) -> None:
     """A warm-up counted in steps takes at most a tenth of the training."""
     for at, scheduler in walk(edit.cfg.get('param_scheduler') or [], ('param_scheduler',)):
         end = scheduler.get('end')
-        if scheduler.get('by_epoch', True) is False and end and end > steps // 10:
+        if scheduler.get('by_epoch', True) is not False:
+            continue
+        if not type_of(scheduler).startswith(WARM_UPS):
+            raise OwnDataError(
+                f'{".".join(map(str, at))}: a {type_of(scheduler)} counts iterations of a training '
+                'that counts epochs. Give it by_epoch=True and convert_to_iter_based=True, and its '
+                'begin and end in epochs'
+            )
+        if end and end > steps // 10:
             edit.set((*at, 'end'), max(1, steps // 10), f'a tenth of the {steps} steps')

@@ -13,11 +13,20 @@ from ...datasets.label_maps import labels_in
 from ...utils.config_tree import has, type_of, walk
 from ..edit import Edit
 from .errors import OwnDataError
-from .splits import IMAGES, Data, Part, choose, class_names, colours, folder, write_part
+from .splits import (
+    IMAGES,
+    LOOKED_INTO,
+    Data,
+    Part,
+    choose,
+    class_names,
+    colours,
+    folder,
+    write_part,
+)
 from .wrapped import REASON, own_parts, watch_metric
 
 LABEL_MAPS = ('.png', '.bmp', '.tif', '.tiff')
-LOOKED_INTO = 64  # label maps
 IGNORED = 255  # by default, everywhere in mmseg
 
 
@@ -76,6 +85,9 @@ def _pairs(part: Part) -> tuple[list[str], tuple[str, str]]:
         names = {path.relative_to(where).as_posix().removesuffix(suffix) for path in files}
         found.append((names, suffix))
     (images, image_suffix), (maps, map_suffix) = found
+    odd = sorted(name for name in images if not name.isprintable() or name != name.strip())
+    if odd:
+        raise OwnDataError(f'{odd[0]!a}: lists of names cannot hold this one. Rename the image')
     alone = sorted(images - maps)
     if alone:
         raise OwnDataError(

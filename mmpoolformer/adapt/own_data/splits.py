@@ -21,6 +21,9 @@ from .errors import OwnDataError
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
+LOOKED_INTO = 64  # files of a data set
+
+
 class Part(NamedTuple):
     """Where the images and the annotations of one part of a data set are.
 
