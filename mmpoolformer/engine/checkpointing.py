@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.dist import is_main_process, master_only
@@ -19,7 +20,7 @@ from ..utils.errors import LaunchError, one_line
 from ..utils.files import replace_file, replacing
 from .console import quieten_console
 from .hooks import name_errors
-from .resumed_schedule import replay
+from .resumed_schedule import Change, follow
 from .signals import WorkerSignals, interrupted_afterwards
 
 POINTER = 'last_checkpoint'  # mmengine's file with the path of the newest checkpoint
@@ -112,7 +113,7 @@ def _exists(path: Path) -> bool:
 class ResumableRunner(Runner):
     """mmengine's runner, whose checkpoints are whole or not there, and whose data name files."""
 
-    changed_schedule: tuple[str, ...] | list[str] = ()  # what a resumed run has otherwise
+    changed_schedule: Sequence[Change] = ()  # what a resumed run has otherwise
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)
@@ -131,7 +132,7 @@ class ResumableRunner(Runner):
         try:
             super().resume(filename, *args, **kwargs)
             if self.changed_schedule:
-                replay(self, self.changed_schedule)
+                follow(self, self.changed_schedule)
         except (LaunchError, CheckpointError, MemoryError) as error:
             raise LaunchError(f'{filename} cannot be resumed: {error}') from error
         except Exception as error:  # whatever of another kind than expected makes mmengine raise

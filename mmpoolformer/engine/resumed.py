@@ -106,7 +106,7 @@ def check_resumed(checkpoint: Any, runner: Runner) -> None:
     if runner.param_schedulers and 'param_schedulers' in checkpoint:
         changed = check_schedulers(checkpoint['param_schedulers'], runner)
         if changed and not isinstance(runner, Runner):
-            raise LaunchError(f'the config has another schedule: {"; ".join(changed)}')
+            raise LaunchError(f'the config has another schedule: {changed[0].said}')
         runner.changed_schedule = changed
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.optim import OneCycleParamScheduler, _ParamScheduler
 from mmengine.optim.scheduler.momentum_scheduler import MomentumSchedulerMixin
@@ -19,10 +19,24 @@ FROM_WEIGHTS = 'To start from its weights alone: --cfg-options load_from=FILE, w
 POSITION = frozenset((
     'last_step', '_global_step', '_last_value', 'best', 'num_bad_epochs', 'cooldown_counter',
 ))  # fmt: skip
+# Of schedulers whose values follow from the number of steps.
+STEPS = (_ParamScheduler.step, MomentumSchedulerMixin.step)
 ITERATIONS_PER_EPOCH = 'iterations_per_epoch'  # in checkpoints of epoch-based loops
 
 
-def check_schedulers(found: Any, runner: Runner) -> list[str]:
+class Change(NamedTuple):
+    """What a scheduler of the config has otherwise than that of the checkpoint.
+
+    Attributes:
+        key: Its attribute.
+        said: What is said of it.
+    """
+
+    key: str
+    said: str
+
+
+def check_schedulers(found: Any, runner: Runner) -> list[Change]:
     """Leave of the schedulers in a checkpoint where they stand; what they do is the config's.
 
     Args:
@@ -30,7 +44,7 @@ def check_schedulers(found: Any, runner: Runner) -> list[str]:
         runner: The run that resumes, with its schedulers built.
 
     Returns:
-        What the config has otherwise: :func:`replay` computes where it would stand.
+        What the config has otherwise, for :func:`follow`.
 
     Raises:
         LaunchError: It is none, not as many as the config has, or counts otherwise.
@@ -50,16 +64,25 @@ def check_schedulers(found: Any, runner: Runner) -> list[str]:
             )
         for state, scheduler in zip(states, schedulers):
             changed += _take_position(state, scheduler)
-    if changed and not all(_can_replay(one) for each in own.values() for one in each):
+    can_replay = all(_can_replay(one) for each in own.values() for one in each)
+    if not can_replay and not _are_ends(changed):
         raise LaunchError(
-            f'the config has another schedule than it: {"; ".join(changed)}. One that follows a '
+            f'the config has another schedule than it: {_said(changed)}. One that follows a '
             'metric, or of one cycle, cannot be computed anew: give the config that which it had. '
             f'{FROM_WEIGHTS}'
         )
     return changed
 
 
-def _take_position(state: dict, scheduler: _ParamScheduler) -> list[str]:
+def _are_ends(changed: list[Change]) -> bool:
+    return all(change.key == 'end' for change in changed)
+
+
+def _said(changed: list[Change]) -> str:
+    return '; '.join(change.said for change in changed)
+
+
+def _take_position(state: dict, scheduler: _ParamScheduler) -> list[Change]:
     """Check where a scheduler stands, take the rest from the config; say what differs."""
     known, kind = scheduler.state_dict(), type(scheduler).__name__
     if state.get('by_epoch') != known.get('by_epoch'):
@@ -67,16 +90,16 @@ def _take_position(state: dict, scheduler: _ParamScheduler) -> list[str]:
         raise LaunchError(
             f'its scheduler does not count {units[0]} as {kind} of the config does. {FROM_WEIGHTS}'
         )
-    foreign = [key for key in known if key not in state] + [
-        key for key in state if key not in known
-    ]
-    changed = [f'{kind} in the place of another kind'] if foreign else []
+    changed = []
+    if set(known) != set(state):
+        changed.append(Change('', f'{kind} in the place of another kind'))
     for key in list(state):
         if key not in known:
             del state[key]
         elif key not in POSITION:
             if not _is_same(state[key], known[key]):
-                changed.append(f'{key} of {kind}: {_shown(state[key])} → {_shown(known[key])}')
+                said = f'{key} of {kind}: {_shown(state[key])} → {_shown(known[key])}'
+                changed.append(Change(key, said))
             state[key] = known[key]
         elif not _is_alike(state[key], known[key]):
             raise LaunchError(f'its scheduler has {key}={short(state[key])}')
@@ -110,11 +133,10 @@ def _can_replay(scheduler: Any) -> bool:
     """Whether its values follow from its arguments: not by a metric, and not those of OneCycle,
     which writes its own beginning into the optimizer.
     """
-    steps = (_ParamScheduler.step, MomentumSchedulerMixin.step)
-    return type(scheduler).step in steps and not isinstance(scheduler, OneCycleParamScheduler)
+    return type(scheduler).step in STEPS and not isinstance(scheduler, OneCycleParamScheduler)
 
 
-def replay(runner: Runner, changed: list[str]) -> None:
+def follow(runner: Runner, changed: list[Change]) -> None:
     """Bring the values that schedulers set to where the config would have them by now.
 
     mmengine's schedulers change the value that is there. With other arguments, and behind an end
@@ -127,6 +149,30 @@ def replay(runner: Runner, changed: list[str]) -> None:
     own = runner.param_schedulers
     schedulers = [one for each in own.values() for one in each] if isinstance(own, dict) else own
     before = _rates(schedulers)
+    (_catch_up if _are_ends(changed) else _replay)(schedulers, runner.train_loop)
+    runner.logger.warning(
+        f'the config has another schedule than the checkpoint: {_said(changed)}. From here on '
+        f"it is the config's, as if from the beginning: {before} → {_rates(schedulers)}"
+    )
+
+
+def _catch_up(schedulers: list, loop: BaseLoop) -> None:
+    """Make the step that a scheduler whose end came, and is later now, has not made.
+
+    mmengine ends each with the training, before the step that a longer one would make there.
+    """
+    for scheduler in schedulers:
+        if type(scheduler).step not in STEPS:  # made by a metric
+            continue
+        now = scheduler._global_step
+        due = min(now, scheduler.end - 1) - scheduler.begin
+        if now < scheduler.end and scheduler.last_step < due:
+            scheduler.last_step, scheduler._global_step = due - 1, now - 1
+            scheduler.step()
+
+
+def _replay(schedulers: list, loop: BaseLoop) -> None:
+    """Start anew, and make all steps up to here."""
     places = [scheduler._global_step for scheduler in schedulers]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # that the optimizer made no step before
@@ -136,11 +182,7 @@ def replay(runner: Runner, changed: list[str]) -> None:
         for scheduler in schedulers:
             scheduler._global_step = scheduler.last_step = -1
             scheduler.step()
-        _step(list(zip(schedulers, places)), runner.train_loop)
-    runner.logger.warning(
-        f'the config has another schedule than the checkpoint: {"; ".join(changed)}. From here on '
-        f"it is the config's, as if it had been from the beginning: {before} → {_rates(schedulers)}"
-    )
+        _step(list(zip(schedulers, places)), loop)
 
 
 def _step(places: list[tuple[_ParamScheduler, int]], loop: BaseLoop) -> None:

@@ -281,3 +281,16 @@ def test_momentum_follows_a_changed_schedule(half, tmp_path):
         contents = torch.load(tmp_path / name / 'epoch_4.pth', weights_only=False)
         betas[name] = contents['optimizer']['param_groups'][0]['betas']
     assert betas['work'] == pytest.approx(betas['whole'])
+
+
+def test_a_plateau_is_still_watched_in_a_longer_training(half, tmp_path):
+    plateau = "dict(type='ReduceOnPlateauLR', monitor='mIoU', rule='greater', patience=99)"
+    text = re.sub(r'param_scheduler = .*', f'param_scheduler = [{plateau}]', half.read_text())
+    (tmp_path / 'a.py').write_text(text)
+    for options, more in ((TWO, []), (FOUR, ['--resume'])):
+        args = [*more, '--cfg-options', options, f'visualizer.name={options}']
+        run_tool('train', tmp_path / 'a.py', '--work-dir', tmp_path / 'work', *args)
+    (tmp_path / 'a.py').write_text(text.replace('patience=99', 'patience=1'))
+    with pytest.raises(SystemExit, match='follows a metric'):
+        args = ['--resume', '--cfg-options', 'train_cfg.max_epochs=6']
+        run_tool('train', tmp_path / 'a.py', '--work-dir', tmp_path / 'work', *args)
