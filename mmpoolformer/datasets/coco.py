@@ -36,7 +36,9 @@ def check_coco(
         check_regular(path)
         coco = json.loads(path.read_bytes())
     except OSError as error:
-        return [Problem(ERROR, 'annotations cannot be read', where, error.strerror or '')], []
+        return [
+            Problem(ERROR, 'annotations cannot be read', where, error.strerror or str(error))
+        ], []
     except (ValueError, RecursionError) as error:
         return [Problem(ERROR, 'broken JSON', where, one_line(error))], []
     return check_content(coco, where, image_folder, classes, with_masks)

@@ -72,9 +72,7 @@ def check_evaluation(cfg: Config) -> Iterator[Problem]:
             yield Problem(WARNING, 'images that are not evaluated', f'{split}_dataloader', detail)
 
 
-def _check_metric(
-    file: Path, files: list[Path], where: str, one_each: bool
-) -> Iterator[Problem]:  # fmt: skip
+def _check_metric(file: Path, files: list[Path], where: str, one_each: bool) -> Iterator[Problem]:
     """Compare a metric's file with those of the data sets, one of them or all."""
     are_same = [file.resolve() == other.resolve() for other in files]
     if all(are_same) or (one_each and any(are_same)):

@@ -15,8 +15,9 @@ from rich.syntax import Syntax
 from ..adapt.edit import Change
 from ..adapt.zoo import SEPARATOR
 from ..utils.config_tree import braced, walk
-from ..utils.errors import LaunchError, printed, short
+from ..utils.errors import LaunchError, printed
 from ..utils.files import replacing
+from .checks import refuse_braces
 from .launch import CONFIG_HELP, find_config_file, read_config
 
 
@@ -80,11 +81,7 @@ def _write(name: str, out: Path, path: Path, cfg: Config, new: Config) -> bool:
 
     A file that is replaced may be the base itself.
     """
-    text = braced(new.to_dict())
-    if text is not None:
-        raise LaunchError(
-            f'{short(text)} holds {{{{, which mmengine replaces when it reads a config: rename it'
-        )
+    refuse_braces(new)
     base = name if SEPARATOR in name else os.path.relpath(path, out.parent)
     can_name = braced(base) is None
     differing = Config(_difference(cfg.to_dict(), new.to_dict())).pretty_text

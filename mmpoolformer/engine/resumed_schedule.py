@@ -64,14 +64,20 @@ def check_schedulers(found: Any, runner: Runner) -> list[Change]:
             )
         for state, scheduler in zip(states, schedulers):
             changed += _take_position(state, scheduler)
-    can_replay = all(_can_replay(one) for each in own.values() for one in each)
-    if not can_replay and not _are_ends(changed):
+    if not all(map(_can_replay, _flat(runner.param_schedulers))) and not _are_ends(changed):
         raise LaunchError(
             f'the config has another schedule than it: {_said(changed)}. One that follows a '
             'metric, or of one cycle, cannot be computed anew: give the config that which it had. '
             f'{FROM_WEIGHTS}'
         )
     return changed
+
+
+def _flat(schedulers: dict | list | None) -> list:
+    """Those of one optimizer, or of several by their names."""
+    if isinstance(schedulers, dict):
+        return [one for each in schedulers.values() for one in each]
+    return schedulers or []
 
 
 def _are_ends(changed: list[Change]) -> bool:
@@ -146,17 +152,19 @@ def follow(runner: Runner, changed: list[Change]) -> None:
         runner: A run whose optimizer and schedulers were resumed.
         changed: What :func:`check_schedulers` returned.
     """
-    own = runner.param_schedulers
-    schedulers = [one for each in own.values() for one in each] if isinstance(own, dict) else own
+    schedulers = _flat(runner.param_schedulers)
     before = _rates(schedulers)
-    (_catch_up if _are_ends(changed) else _replay)(schedulers, runner.train_loop)
+    if _are_ends(changed):
+        _catch_up(schedulers)
+    else:
+        _replay(schedulers, runner.train_loop)
     runner.logger.warning(
         f'the config has another schedule than the checkpoint: {_said(changed)}. From here on '
         f"it is the config's, as if from the beginning: {before} → {_rates(schedulers)}"
     )
 
 
-def _catch_up(schedulers: list, loop: BaseLoop) -> None:
+def _catch_up(schedulers: list) -> None:
     """Make the step that a scheduler whose end came, and is later now, has not made.
 
     mmengine ends each with the training, before the step that a longer one would make there.
@@ -256,9 +264,8 @@ def _count_anew(checkpoint: dict, own: int, runner: Runner) -> None:
             f'{counts}, and it was saved at iteration {iteration}, in the middle of epoch '
             f'{epoch + 1}. {remedy}'
         )
-    schedulers = runner.param_schedulers or []
-    each = schedulers.values() if isinstance(schedulers, dict) else [schedulers]
-    in_iterations = [s for some in each for s in some if not getattr(s, 'by_epoch', True)]
+    schedulers = _flat(runner.param_schedulers)
+    in_iterations = [one for one in schedulers if not getattr(one, 'by_epoch', True)]
     if any(scheduler.end > min(iteration, epoch * own) for scheduler in in_iterations):
         raise LaunchError(f'{counts}, and param_scheduler counts in them to the end. {remedy}')
     runner.logger.warning(f'{counts}: from epoch {epoch} on they are counted anew')
