@@ -62,7 +62,7 @@ PUBLISHED = [
 
 
 def main():
-    args = parse_args(__doc__.splitlines()[0], 'backbones', BACKBONES)
+    args = parse_args(__doc__.splitlines()[0], 'backbones', BACKBONES, share=0.5)
     records = train_all(args.backbones, put, args)
     costs = {name: cost(build(name)) for name in args.backbones}
     models = {name: build(name) for name in args.backbones}

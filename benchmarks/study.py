@@ -58,13 +58,16 @@ TASKS = {
 }
 
 
-def parse_args(description: str, name: str, contenders: Iterable[str]) -> argparse.Namespace:
+def parse_args(
+    description: str, name: str, contenders: Iterable[str], share: float = 1.0
+) -> argparse.Namespace:
     """The options of a study.
 
     Args:
         description: What it does.
         name: Option for the contenders, and folder of the work.
         contenders: There are these.
+        share: Of the tasks' iterations, for contenders that take long.
     """
     parser = argparse.ArgumentParser(description=description)
     contenders = list(contenders)
@@ -76,7 +79,7 @@ def parse_args(description: str, name: str, contenders: Iterable[str]) -> argpar
     work_dir = Path('work_dirs') / name
     parser.add_argument('--work-dir', type=Path, default=work_dir, help='keeps what is done')
     parser.add_argument('--out', type=Path, default=REPORTS, help='folder of the report')
-    args = parser.parse_args()
+    args = parser.parse_args(namespace=argparse.Namespace(share=share))
     if args.iterations is not None and args.iterations < 2:
         parser.error(f'--iterations {args.iterations}: give at least 2')
     if args.jobs < 1:
@@ -129,7 +132,7 @@ def train_all(
 def write_config(seed: int, contender: str, task: str, put: Callable, args) -> Path:
     """A digits config with a contender, smaller images and the study's budget."""
     cfg = Config.fromfile(ROOT / 'configs' / TASKS[task].config)
-    iterations = args.iterations or TASKS[task].iterations
+    iterations = budget(args)[task]
     put(cfg, contender)
     cfg.merge_from_dict({
         'randomness.seed': seed,
@@ -201,7 +204,9 @@ def measure_speed(costs: dict[str, dict], models: dict[str, nn.Module], size: in
 
 def budget(args: argparse.Namespace) -> dict[str, int]:
     """Iterations of each task."""
-    return {name: args.iterations or task.iterations for name, task in TASKS.items()}
+    return {
+        name: args.iterations or round(args.share * its.iterations) for name, its in TASKS.items()
+    }
 
 
 def in_words(iterations: dict[str, int]) -> str:
