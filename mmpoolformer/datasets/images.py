@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -12,6 +11,7 @@ import mmcv
 from PIL import ExifTags, Image
 
 from ..utils.errors import one_line
+from ..utils.files import check_regular
 from .problems import ERROR, WARNING, Problem
 
 MANY_PIXELS = 100_000_000
@@ -92,9 +92,8 @@ class _Unreadable(Exception):
 
 
 def _read(path: Path) -> bytes:
-    if path.exists() and not path.is_file():  # a pipe or a device would never end
-        raise _Unreadable('image cannot be read', 'it is no regular file')
     try:
+        check_regular(path)
         content = path.read_bytes()
     except OSError as error:
         raise _Unreadable('image cannot be read', error.strerror or str(error)) from error
@@ -154,8 +153,7 @@ def orientation(image: Image.Image) -> int:
 
 def decoded_shape(path: str | Path) -> tuple[int, int]:
     """Height and width as mmcv decodes it, from the header alone unless it says to turn it."""
-    if not os.path.isfile(path):
-        raise ValueError('it is no regular file')
+    check_regular(path)
     with open_image(path) as image:
         check_pixels(image)
         # In PNG the entry may stand behind the pixels.

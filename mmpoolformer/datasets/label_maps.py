@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..utils.errors import DataError, one_line
+from ..utils.files import check_regular
 from .images import check_image, check_pixels, decoded_shape, open_image, orientation
 from .problems import ERROR, WARNING, Problem
 
@@ -95,10 +95,10 @@ def read_labels(path: str | Path) -> np.ndarray:
     """A label map as Pillow decodes it, with all its bits.
 
     Raises:
-        ValueError: It is no regular file, too large, or of numbers that are none of classes.
+        OSError: It is no regular file, or cannot be read.
+        ValueError: It is too large, or of numbers that are none of classes.
     """
-    if not os.path.isfile(path):  # a pipe or a device would never end
-        raise ValueError('it is no regular file')
+    check_regular(path)
     with open_image(path) as image:
         check_pixels(image)
         labels = np.array(image)

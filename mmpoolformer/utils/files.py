@@ -51,13 +51,13 @@ def replace_file(path: Path, text: str) -> None:
         partial.write_text(text)
 
 
-def check_regular(path: Path) -> None:
+def check_regular(path: str | Path) -> None:
     """Refuse a pipe or a device, which would never end.
 
     Raises:
         OSError: It is one.
     """
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(f'{path} is no regular file')
 
 
