@@ -1,10 +1,11 @@
 """Without a GPU, Triton's interpreter runs the kernels on the CPU."""
 
 import json
+import sys
 
 import pytest
 from gpu import interpreter
-from op_inputs import DEVICE
+from op_inputs import DEVICE, PASS_BY_PASS
 
 from mmpoolformer.ops import backend, first_use, measured
 
@@ -50,9 +51,11 @@ def interpreted(emulated, monkeypatch):
 
 
 @pytest.fixture
-def form(request):
+def form(request, monkeypatch):
     if request.param == 'triton':
         request.getfixturevalue('interpreted')
     else:  # on a GPU too
-        request.getfixturevalue('monkeypatch').setenv(backend.SWITCH, '0')
+        monkeypatch.setenv(backend.SWITCH, '0')
+    if request.param == PASS_BY_PASS:
+        monkeypatch.setattr(sys.modules['mmpoolformer.ops.group_norm'], 'HAS_EXACT_NATIVE', False)
     return request.param

@@ -12,6 +12,7 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 HAS_TRITON = importlib.util.find_spec('triton') and backend.SUPPORTED
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason='needs Triton and torch 2.8 or later')
 FORMS = ['torch', pytest.param('triton', marks=needs_triton)]
+PASS_BY_PASS = 'pass by pass'  # what a norm is on devices other than a CPU
 HALF_TYPES = [torch.bfloat16, torch.float16]
 
 

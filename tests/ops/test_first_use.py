@@ -11,6 +11,7 @@ from op_inputs import DEVICE, mix_inputs, mlp_inputs, needs_triton, relative_err
 from mmpoolformer.ops import channel_mlp, first_use, group_norm, pool_mix
 
 pytestmark = needs_triton
+SIZES = dict(pool_mix=(8, 3), group_norm=(8,), channel_mlp=(8, 16))
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +80,13 @@ def test_memory_that_does_not_suffice_is_no_verdict(triton_ops, monkeypatch, log
         with pytest.raises(torch.cuda.OutOfMemoryError):
             runs_kernels()
     assert runs_kernels() and not log
+
+
+@pytest.mark.parametrize(('name', 'sizes'), [*SIZES.items()])
+def test_a_trial_has_the_same_numbers_every_time(name, sizes):
+    example = first_use.TRIALS[name].example
+    once, again = (example(torch.Generator().manual_seed(0), *sizes) for _ in range(2))
+    assert all(map(torch.equal, once, again))
 
 
 def test_there_is_a_verdict_for_every_case_and_one_trial_for_each(monkeypatch):

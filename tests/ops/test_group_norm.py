@@ -8,6 +8,7 @@ from op_inputs import (
     FORMS,
     HALF_TYPES,
     LAYOUTS,
+    PASS_BY_PASS,
     mix_inputs,
     needs_triton,
     relative_error,
@@ -17,7 +18,7 @@ from op_inputs import (
 from mmpoolformer.ops import group_norm, pool_mix
 
 
-@pytest.mark.parametrize('form', FORMS, indirect=True)
+@pytest.mark.parametrize('form', [*FORMS, PASS_BY_PASS], indirect=True)
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('mean', [0.0, 1e4])
 def test_group_norm_keeps_the_digits_of_large_means(form, layout, mean):
@@ -27,7 +28,7 @@ def test_group_norm_keeps_the_digits_of_large_means(form, layout, mean):
     assert relative_error(group_norm(LAYOUTS[layout](x), weight, bias), expected) < 1e-6
 
 
-@pytest.mark.parametrize('form', FORMS, indirect=True)
+@pytest.mark.parametrize('form', [*FORMS, PASS_BY_PASS], indirect=True)
 @pytest.mark.parametrize('mean', [0.0, 1e4])
 def test_group_norm_gradients(form, mean):
     (x, weight, bias, _), _, grad = mix_inputs((2, 16, 9, 7), mean)

@@ -167,6 +167,12 @@ def test_a_device_that_was_not_measured_fuses_every_size(monkeypatch, write_tabl
         assert dispatch.plan_forward(model, torch.zeros(1, 3, 32, 32)).fuse
 
 
+def test_an_error_that_was_not_measured_is_null(write_table):
+    write_table(table_of(error_ratio=None))
+    (known,) = measured.load(measured.TABLE).values()
+    assert known.operations['pool_mix'].error_ratio is None
+
+
 # A table that cannot be used.
 
 

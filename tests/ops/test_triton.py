@@ -46,6 +46,16 @@ def calls_of_all_ops():
 
 
 @needs_triton
+@pytest.mark.parametrize(
+    ('batch_size', 'tiles', 'parts'), [(1, 4096, 1024), (2, 4096, 512), (3, 4096, 512), (1, 5, 8)]
+)
+def test_few_samples_are_computed_in_more_parts(triton_ops, batch_size, tiles, parts):
+    from mmpoolformer.ops.triton.common import count_parts
+
+    assert count_parts(batch_size, tiles) == parts
+
+
+@needs_triton
 @pytest.mark.parametrize('way', ['directly', 'compiled'])
 def test_every_op_launches_on_the_device_of_its_tensors(interpreted, triton_ops, monkeypatch, way):
     # Triton itself takes the current device.
