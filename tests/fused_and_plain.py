@@ -9,8 +9,8 @@ BN = dict(type='BN')
 CHANNELS_LAST = dict(memory_format=torch.channels_last)
 
 
-def build(token_mixing='fused', **options):
-    model = PoolFormer(TINY, token_mixing=token_mixing, **options)
+def build(token_mixing='fused', arch=TINY, **options):
+    model = PoolFormer(arch, token_mixing=token_mixing, **options)
     return random_weights(model, matrices=0.1, layer_scale=1.0).train()
 
 

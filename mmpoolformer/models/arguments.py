@@ -56,6 +56,15 @@ def check_fork_feat(fork_feat: bool, arch: Arch) -> None:
     )
 
 
+def check_layer_scale(value, arch: Arch) -> None:
+    check(
+        value,
+        'layer_scale_init_value',
+        value is None or arch.layer_scale_init_value is not None,
+        'None: this arch has no LayerScale',
+    )
+
+
 def check_out_indices(out_indices) -> tuple[int, ...]:
     valid = (
         isinstance(out_indices, (list, tuple))
@@ -113,9 +122,10 @@ def mixer_cfgs(mixers, pool_size: int, input_size) -> list[dict]:
             f'one of {sorted(TOKEN_MIXERS.module_dict)}, or register yours with TOKEN_MIXERS and '
             'custom_imports',
         )
-        if mixer_class is Pooling:
+        base = mixer_class if isinstance(mixer_class, type) else object
+        if issubclass(base, Pooling):
             cfg.setdefault('pool_size', pool_size)
-        if isinstance(mixer_class, type) and issubclass(mixer_class, FixedSizeMixer):
+        if issubclass(base, FixedSizeMixer):
             cfg.setdefault('size', tuple(_map_side(side, stage) for side in sides))
         cfgs.append(dict(cfg, type=mixer_class))
     return cfgs

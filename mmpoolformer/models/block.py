@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks import DropPath
@@ -93,7 +95,7 @@ class MetaFormerBlock(BaseModule):
             and self.token_mixer.is_plain
             and is_over_one_group(self.norm1)
             and self.layer_scale_1 is not None
-            and self.res_scale_1 is None
+            and self.res_scale_1 is self.res_scale_2 is None
             and type(self.drop_path) is DropPath
             and not is_hooked(self.drop_path)
         )
@@ -139,20 +141,20 @@ class MetaFormerBlock(BaseModule):
             and is_exact_gelu(mlp.act)
             and not is_hooked(mlp, mlp.fc1, mlp.act, mlp.fc2, mlp.drop)
             and mlp.fc1.bias is not None
-            and not (self.training and mlp.drop.p > 0)
+            and not (mlp.drop.training and mlp.drop.p > 0)
             and channel_mlp_covers(x, mlp.fc1.weight, self.layer_scale_2)
         )
 
     def _draw_sample_scale(self, x: Tensor) -> Tensor | None:
         """Draw stochastic depth's factor per sample ``[B]``; ``None`` where it does nothing."""
-        if not self.training or self.drop_path.drop_prob == 0:
+        if not self.drop_path.training or self.drop_path.drop_prob == 0:
             return None
         return self.drop_path(x.new_ones(x.shape[0], dtype=torch.float32))
 
     # Folding.
 
     def check_foldable(self) -> None:
-        """Refuse weights that are computed anew in each forward: what is folded would be lost.
+        """Refuse what would be lost by folding: weights that are computed anew, and hooks.
 
         Raises:
             RuntimeError: Names the part and the remedy.
@@ -174,6 +176,17 @@ class MetaFormerBlock(BaseModule):
                     "torch.nn.utils.parametrize.remove_parametrizations(part, 'weight'), "
                     'or remove_weight_norm, or merge what wraps it'
                 )
+        for name, part in {'mlp': self.mlp, 'mlp.drop': self.mlp.drop, **parts}.items():
+            if part._forward_hooks or part._forward_pre_hooks:
+                raise RuntimeError(
+                    f'switch_to_deploy cannot fold {name}, which has a hook: it would get other '
+                    'maps. Remove the hook first'
+                )
+        if type(self.mlp.drop) not in (nn.Dropout, nn.Identity):
+            raise RuntimeError(
+                f'switch_to_deploy cannot fold mlp.drop, a {type(self.mlp.drop).__name__}: a scale '
+                'goes past nn.Dropout alone. Leave the backbone as it is'
+            )
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         """Load all of the MLP with its norm and scale or raise, ``strict`` or not."""
@@ -203,6 +216,8 @@ class MetaFormerBlock(BaseModule):
         if self.deployed:
             return
         self.check_foldable()
+        # Others may have these, too: another block or backbone, and state dicts of before.
+        self.mlp, self.norm2 = copy.deepcopy((self.mlp, self.norm2))
         fc1, fc2, norm = self.mlp.fc1, self.mlp.fc2, self.norm2
         if self.layer_scale_2 is not None:
             _scale_outputs(fc2, self.layer_scale_2)
@@ -211,25 +226,6 @@ class MetaFormerBlock(BaseModule):
         if is_foldable(norm) and (norm.bias is None or fc1.bias is not None):
             _fold_affine(norm, fc1)
         self.deployed = True
-
-
-def check_not_shared(blocks: list[MetaFormerBlock]) -> None:
-    """Refuse blocks that share what is folded: it would be folded twice.
-
-    Raises:
-        RuntimeError: Names the part and the remedy.
-    """
-    seen = set()
-    for block in blocks:
-        parts = (block.mlp.fc1, block.mlp.fc2, block.norm2)
-        tensors = {id(tensor) for part in parts for tensor in part.parameters()}
-        tensors |= {id(block.layer_scale_2)} - {id(None)}
-        if tensors & seen:
-            raise RuntimeError(
-                'switch_to_deploy cannot fold blocks that share an MLP, a norm or a LayerScale: '
-                'give each a copy of its own (copy.deepcopy) first'
-            )
-        seen |= tensors
 
 
 def _fold_affine(norm: nn.Module, conv: nn.Conv2d) -> None:

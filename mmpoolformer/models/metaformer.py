@@ -29,8 +29,15 @@ from torch.utils.checkpoint import checkpoint
 
 from ..archs import NUM_STAGES, Arch, resolve_arch
 from ..checkpoints.loading import prepare
-from .arguments import MIN_SIZE, check_arguments, check_fork_feat, check_out_indices, mixer_cfgs
-from .block import MetaFormerBlock, check_not_shared, drop_path_rates
+from .arguments import (
+    MIN_SIZE,
+    check_arguments,
+    check_fork_feat,
+    check_layer_scale,
+    check_out_indices,
+    mixer_cfgs,
+)
+from .block import MetaFormerBlock, drop_path_rates
 from .dispatch import check_token_mixing, enter, leave, plan_forward
 from .layers import ACTS, PatchEmbed, resized
 from .norms import NormCfgs
@@ -66,7 +73,7 @@ class MetaFormer(BaseModule):
         drop_path_rate: Stochastic depth of the last block; it grows linearly
             from 0 over all blocks.
         layer_scale_init_value: Initial value of LayerScale. ``None`` takes the
-            one of ``arch``. Architectures of the second paper have no LayerScale.
+            one of ``arch``, and is all that architectures without LayerScale take.
         fork_feat: Return a normalised map per stage in ``out_indices`` instead
             of class logits. Architectures of the second paper have no classifier here.
         out_indices: Stages to return with ``fork_feat``. Only these own an
@@ -119,6 +126,7 @@ class MetaFormer(BaseModule):
             frozen_stages=frozen_stages,
         )
         check_fork_feat(fork_feat, arch)
+        check_layer_scale(layer_scale_init_value, arch)
         self.in_channels = in_channels
         self.fork_feat = fork_feat
         self.out_indices = check_out_indices(out_indices) if fork_feat else ()
@@ -126,7 +134,7 @@ class MetaFormer(BaseModule):
         self.with_cp = with_cp
 
         norms = NormCfgs.of(arch)
-        if layer_scale_init_value is None or arch.layer_scale_init_value is None:
+        if layer_scale_init_value is None:
             layer_scale_init_value = arch.layer_scale_init_value
         mixers = arch.token_mixers if token_mixers is None else token_mixers
         self._build_stages(
@@ -268,18 +276,17 @@ class MetaFormer(BaseModule):
         that no later checkpoint loads in part. Repeated calls change nothing.
 
         Raises:
-            RuntimeError: The backbone is in training mode, or a block's weights are parametrised,
-                wrapped or another block's, too. Nothing is folded then.
+            RuntimeError: The backbone is in training mode, or a block's parts are parametrised,
+                wrapped or hooked. Nothing is folded then.
         """
         if self.training:
             raise RuntimeError(
                 'switch_to_deploy folds weights for inference: call backbone.eval() first, '
                 'and keep the checkpoint to train on'
             )
-        blocks = [block for block in dict.fromkeys(self.blocks) if not block.deployed]
+        blocks = [block for block in self.blocks if not block.deployed]
         for block in blocks:
             block.check_foldable()
-        check_not_shared(blocks)
         for block in blocks:
             block.switch_to_deploy()
 

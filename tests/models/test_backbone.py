@@ -188,6 +188,7 @@ def test_norm_and_activation_are_configurable():
         (dict(drop_path_rate=-0.1), ['-0.1', '[0, 1)']),
         (dict(drop_rate='a'), ["'a'", '[0, 1)']),
         (dict(layer_scale_init_value='1'), ["'1'", 'number']),
+        (dict(arch='poolformerv2_s12', layer_scale_init_value=1), ['no LayerScale']),
         (dict(arch=dict(TINY, layer_scale_init_value=None)), ['None', 'number']),
         (dict(frozen_stages=5), ['5', '-1', '4']),
         (dict(in_channels=0), ['in_channels=0', 'positive']),

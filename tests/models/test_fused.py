@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from mmpoolformer import PoolFormer
+from mmpoolformer.deploy import switch_to_deploy
 from mmpoolformer.models import block
 from mmpoolformer.models.layers import Conv2d, Mlp
 
@@ -303,22 +304,77 @@ def test_a_convolution_that_was_made_to_dilate_trains_alike(image):
     assert_features_close(model(image), expected)
 
 
-@pytest.mark.parametrize('part', ['mlp', 'mlp.fc2', 'norm2', 'layer_scale_2'])
-def test_deploy_is_refused_for_blocks_that_share_what_is_folded(part, image):
-    model = PoolFormer(dict(TINY, layers=(1, 1, 2, 1))).eval()
-    first, second = model.network[4]
+@pytest.mark.parametrize('part', ['mlp', 'mlp.fc2', 'mlp.fc2.weight', 'norm2', 'layer_scale_2'])
+@pytest.mark.parametrize('other', [0, 1], ids=['block', 'backbone'])
+def test_blocks_that_share_what_is_folded_are_folded_each(part, other, image):
+    models = [build(arch=dict(TINY, layers=(1, 1, 2, 1))).eval() for _ in range(2)]
+    first, second = models[0].network[4][0], models[other].network[4][1]
     *parents, name = part.split('.')
     for parent in parents:
         first, second = getattr(first, parent), getattr(second, parent)
     setattr(second, name, getattr(first, name))
+    whole = nn.ModuleList(models)
+    expected = [model(image) for model in models]
+    switch_to_deploy(whole)
+    for model, features in zip(models, expected):
+        assert_features_close(model(image), features)
+
+
+def test_what_shares_memory_with_a_backbone_is_not_folded(image):
+    model, other = build().eval(), build().eval()
+    weights = model.state_dict()
+    if hasattr(torch.library, 'custom_op'):  # assign is younger than torch 2.1
+        other.load_state_dict(weights, assign=True)
+    else:
+        other.load_state_dict(weights)
     expected = model(image)
-    with pytest.raises(RuntimeError, match='share an MLP, a norm or a LayerScale'):
+    model.switch_to_deploy()
+    assert_features_close(other(image), expected)
+    third = build().eval()
+    third.load_state_dict(weights)
+    assert_features_close(third(image), expected)
+
+
+@pytest.mark.parametrize('part', ['mlp', 'mlp.fc1', 'mlp.fc2', 'mlp.drop', 'norm2'])
+@pytest.mark.parametrize('kind', ['forward', 'forward_pre'])
+def test_deploy_is_refused_where_a_hook_would_get_other_maps(kind, part, image):
+    model = build().eval()
+    module = model.blocks[-1].get_submodule(part)
+    handle = getattr(module, f'register_{kind}_hook')(lambda *_: None)
+    with pytest.raises(RuntimeError, match=f'{part}, which has a hook'):
         model.switch_to_deploy()
-    assert_features_close(model(image), expected)
+    assert not any(block.deployed for block in model.blocks)
+    handle.remove()
+    model.switch_to_deploy()
+
+
+def test_deploy_is_refused_where_a_scale_cannot_go_past_the_dropout():
+    model = build().eval()
+    model.blocks[-1].mlp.drop = nn.Hardtanh()
+    with pytest.raises(RuntimeError, match='a Hardtanh'):
+        model.switch_to_deploy()
+
+
+@pytest.mark.parametrize('token_mixing', ['fused', 'plain'])
+def test_stochastic_depth_can_be_drawn_in_evaluation(token_mixing, image):
+    model = build(token_mixing, drop_path_rate=0.9).eval()
+    for each in model.blocks:
+        each.drop_path.train()
+    with torch.no_grad():
+        features = [model(image)[-1] for _ in range(4)]
+    assert not all(torch.equal(features[0], other) for other in features[1:])
+
+
+def test_a_scale_on_the_second_shortcut_alone_is_computed(image):
+    model = build('fused')
+    model.blocks[0].res_scale_2 = nn.Parameter(torch.full((TINY['embed_dims'][0],), 2.0))
+    features = model(image)
+    model.token_mixing = 'plain'
+    assert_features_close(features, model(image))
 
 
 def test_a_whole_block_that_is_shared_is_folded_once(image):
-    model = PoolFormer(dict(TINY, layers=(1, 1, 2, 1))).eval()
+    model = build(arch=dict(TINY, layers=(1, 1, 2, 1))).eval()
     model.network[4][1] = model.network[4][0]
     expected = model(image)
     model.switch_to_deploy()

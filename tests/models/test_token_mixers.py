@@ -14,6 +14,7 @@ from mmpoolformer import (
     TOKEN_MIXERS,
     MetaFormer,
 )
+from mmpoolformer.models.token_mixers import Pooling
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,14 @@ def test_one_mixer_per_stage():
     model = MetaFormer(TINY_HEADS, token_mixers=mixers)
     kinds = [type(stage[0].token_mixer).__name__ for stage in model.network[::2]]
     assert kinds == ['Identity', 'Pooling', 'SepConv', 'Attention']
+
+
+def test_a_pooling_of_ones_own_gets_the_window():
+    class OwnPooling(Pooling):
+        pass
+
+    model = MetaFormer(TINY_HEADS, token_mixers=OwnPooling, pool_size=5)
+    assert model.blocks[0].token_mixer.pool_size == 5
 
 
 @pytest.mark.parametrize('mixer', ['spatial_mlp', 'random'])
