@@ -2,6 +2,7 @@
 
 import io
 
+import cv2
 import numpy as np
 from hypothesis import HealthCheck, settings
 from PIL import Image
@@ -24,6 +25,12 @@ def noise(mode='RGB', size=(40, 30)):
     return Image.fromarray(pixels.squeeze() if channels == 1 else pixels, mode)
 
 
+def encode_deep(suffix):
+    """Colours of 16 bits a channel."""
+    pixels = np.random.default_rng(0).integers(0, 2**16, (30, 40, 3), dtype=np.uint16)
+    return cv2.imencode(suffix, pixels)[1].tobytes()
+
+
 def rotated():
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90°
@@ -38,3 +45,4 @@ FUZZ = settings(
     deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
 )
 JPEG, PNG = encode(noise(), 'JPEG'), encode(noise())
+TWO_PAGES = dict(save_all=True, append_images=[noise()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..utils.files import check_regular
 from .problems import ERROR, WARNING, Problem
 from .readers import is_text
 
+LARGEST_ID = 2**53  # COCO's evaluation makes floats of larger ones
 LONGEST_OUTLINE = 5_000_000  # pixels, of all polygons of an object: 200 MB
 
 
@@ -33,8 +35,7 @@ def check_coco(
     """
     where = str(path)
     try:
-        check_regular(path)
-        coco = json.loads(path.read_bytes())
+        coco = read_coco(path)
     except OSError as error:
         return [
             Problem(ERROR, 'annotations cannot be read', where, error.strerror or str(error))
@@ -42,6 +43,18 @@ def check_coco(
     except (ValueError, RecursionError) as error:
         return [Problem(ERROR, 'broken JSON', where, one_line(error))], []
     return check_content(coco, where, image_folder, classes, with_masks)
+
+
+def read_coco(path: Path) -> Any:
+    """Read a COCO annotation file, as mmdet and COCO's tools do.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is not JSON in UTF-8, without a byte order mark.
+        RecursionError: It is nested too deeply.
+    """
+    check_regular(path)
+    return json.loads(path.read_text(encoding='utf-8'))
 
 
 def check_content(
@@ -61,6 +74,7 @@ def check_content(
         problems += [p._replace(where=f'{where}, {p.where}') for p in more]
         usable += is_used
     problems += _duplicates(coco['annotations'], 'annotation', where)
+    problems += _check_counted(coco, where)
     if not usable:
         problems.append(Problem(ERROR, 'no usable annotation', where, 'training sees no object'))
     boxed = {a.get('image_id') for a in coco['annotations'] if _is_hashable_id(a)}
@@ -73,6 +87,24 @@ def check_content(
         for image in images.values()
     ]
     return problems, files
+
+
+def _check_counted(coco: dict, where: str) -> Iterator[Problem]:
+    """Find what COCO's evaluation does not count, or ends at."""
+    for key in ('images', 'annotations', 'categories'):
+        entries = [entry for entry in coco[key] if isinstance(entry, dict)]
+        beyond = [e['id'] for e in entries if is_integer(e.get('id')) and abs(e['id']) > LARGEST_ID]
+        if beyond:
+            detail = f'{beyond[0]}, beyond 2^53: COCO’s evaluation rounds it. Number them anew'
+            yield Problem(ERROR, f'id in {key} too large', where, detail)
+    annotations = [entry for entry in coco['annotations'] if isinstance(entry, dict)]
+    if any(is_integer(a.get('id')) and a['id'] == 0 for a in annotations):
+        detail = 'COCO’s evaluation takes it for none; tools/ count it, other programs do not'
+        yield Problem(WARNING, 'annotation id 0', where, detail)
+    without = sum('iscrowd' not in annotation for annotation in annotations)
+    if without:
+        detail = f'{without}: 0 is taken by tools/; other programs end in a KeyError'
+        yield Problem(WARNING, 'annotations without iscrowd', where, detail)
 
 
 def _check_categories(categories: list, classes, where: str) -> tuple[list[Problem], set]:
@@ -171,6 +203,9 @@ def _check_mask(mask: Any, image: dict, here: str) -> list[Problem]:
     if isinstance(mask, list):
         if not all(isinstance(p, list) and all(map(_is_finite, p)) for p in mask):
             return [Problem(ERROR, 'broken mask', here, 'a polygon is a list of numbers')]
+        if len(mask[0]) <= 4:  # COCO's tools take it for the kind of all
+            detail = f'a first polygon of {len(mask[0])} numbers: it needs three points. Remove it'
+            return [Problem(ERROR, 'broken mask', here, detail)]
         if not any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask):
             detail = 'no polygon has three points'
             return [Problem(WARNING, 'mask without area, ignored', here, detail)]

@@ -57,6 +57,9 @@ def check_evaluation(cfg: Config) -> Iterator[Problem]:
             where = '.'.join(map(str, (*path, 'ann_file')))
             one_each = type_of(evaluator) == JOINED
             yield from _check_metric(Path(node['ann_file']), files, where, one_each)
+        if cfg[f'{split}_dataloader'].get('drop_last'):
+            detail = 'drop_last leaves out the images of the last batch: set drop_last=False'
+            yield Problem(ERROR, 'images that are not evaluated', f'{split}_dataloader', detail)
         if any(node.get('indices') is not None for node in leaves):
             detail = (
                 'indices takes a part of the images, and the metric has all of them: those that '

@@ -135,7 +135,8 @@ def read_categories(path: Path) -> list[dict]:
     """
     content = path.read_bytes()
     found = re.findall(rb'"categories"\s*:\s*(?=\[)', content)
-    if len(found) == 1:
+    # A key that is written with escapes is found by the whole file alone.
+    if len(found) == 1 and not re.search(rb'\\u00[0-9a-fA-F]{2}[^"]*"\s*:', content):
         start = content.index(found[0]) + len(found[0])
         text = content[start : start + 2**24].decode(errors='ignore')  # it may end in a character
         categories, _ = json.JSONDecoder().raw_decode(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import mmcv
 from PIL import ExifTags, Image
@@ -22,9 +22,10 @@ SUFFIXES = {
     'TIFF': ('.tif', '.tiff'),
     'WEBP': ('.webp',),
 }
-FORMATS = (*SUFFIXES, 'MPO', 'PPM', 'GIF')  # that are read at all
+FORMATS = (*SUFFIXES, 'PPM', 'GIF')  # that are read at all; JPEG may turn out to be MPO
 TURNED = ('JPEG', 'MPO', 'PNG', 'TIFF')  # by OpenCV, as their EXIF entry asks for
 MOST_PIXELS = 2**30  # that OpenCV decodes
+BITS_PER_SAMPLE = 258  # TIFF's tag
 CONVERTED = {
     'I;16': '16 bits a channel, of which 8 are used',
     'I;16B': '16 bits a channel, of which 8 are used',
@@ -50,7 +51,7 @@ def check_image(
     where = str(path)
     try:
         content = _read(path)
-        form, mode, turned = _decode_fully(content)
+        form, mode, turned, pages = _decode_fully(content)
         pixels = mmcv.imfrombytes(content, flag='color')
     except _Unreadable as error:
         return [Problem(ERROR, error.args[0], where, error.args[1])]
@@ -74,6 +75,9 @@ def check_image(
         found.append(Problem(WARNING, 'wrong extension', where, detail))
     if mode in CONVERTED:
         found.append(Problem(WARNING, 'converted image', where, CONVERTED[mode]))
+    if pages > 1:
+        detail = f'it has {pages}, of which the first is read'
+        found.append(Problem(WARNING, 'several pages', where, detail))
     if width * height > MANY_PIXELS:
         detail = f'{width}×{height}: {3 * width * height / 1e9:.1f} GB when decoded'
         found.append(Problem(WARNING, 'very large image', where, detail))
@@ -107,14 +111,29 @@ def _vanishes(width: int, height: int, scale: tuple[float, float]) -> bool:
     return int(min(width, height) * factor + 0.5) < 1  # as mmcv rounds
 
 
-def _decode_fully(content: bytes) -> tuple[str, str, bool | None]:
-    """Format, mode and whether EXIF turns it. OpenCV fills what is missing with grey."""
+class _Decoded(NamedTuple):
+    form: str
+    mode: str
+    turned: bool | None  # by EXIF
+    pages: int
+
+
+def _decode_fully(content: bytes) -> _Decoded:
+    """Look at all of an image: OpenCV fills what is missing with grey."""
     with open_image(io.BytesIO(content)) as image:
         check_pixels(image)
         asked = orientation(image)
         turned = image.format in TURNED if asked not in (0, 1) else None
+        is_deep = content[24:25] == b'\x10' if image.format == 'PNG' else _is_deep_tiff(image)
+        pages = getattr(image, 'n_frames', 1) if image.format != 'MPO' else 1
         image.load()
-        return image.format, image.mode, turned
+        mode = 'I;16' if is_deep else image.mode
+        return _Decoded(image.format, mode, turned, pages)
+
+
+def _is_deep_tiff(image: Image.Image) -> bool:
+    bits = image.tag_v2.get(BITS_PER_SAMPLE, 1) if image.format == 'TIFF' else 1
+    return max(bits if isinstance(bits, tuple) else (bits,)) == 16
 
 
 def check_pixels(image: Image.Image) -> None:

@@ -103,9 +103,8 @@ def open_video(file: Path, broken: list[str]) -> mmcv.VideoReader | None:
         if content.read(64).lstrip().startswith(PLAYLISTS):
             broken.append(f'{file}: a list of other files, and no video')
             return None
-    reader = mmcv.VideoReader(str(file))
-    if reader.opened and reader.read() is not None:
-        return reader
+    if mmcv.VideoReader(str(file)).vcap.read()[0]:
+        return mmcv.VideoReader(str(file))  # anew, as going back loses frames of some files
     broken.append(f'{file}: no frame of this video can be read')
     return None
 
@@ -113,8 +112,8 @@ def open_video(file: Path, broken: list[str]) -> mmcv.VideoReader | None:
 def read_video(file: Path, reader: mmcv.VideoReader, broken: list[str]) -> Iterator[Frame]:
     """Pass on the frames of a video; one that ends too early is added to ``broken``."""
     count = 0
-    for index, pixels in enumerate(reader):
-        yield Frame(file, pixels, index)
-        count = index + 1
+    while (pixels := reader.vcap.read()[1]) is not None:  # mmcv's own would go back
+        yield Frame(file, pixels, count)
+        count += 1
     if count < reader.frame_cnt:
         broken.append(f'{file}: the video breaks off after {count} of {reader.frame_cnt} frames')

@@ -38,7 +38,6 @@ from .checkpointing import (
     read_pointer,
 )
 from .checks import (
-    PHASES,
     CfgOptions,
     check_backbones,
     check_checkpoints,
@@ -61,6 +60,7 @@ from .distributed import (
 )
 from .hooks import CheckLoadedWeights, CheckLoss
 from .lock import lock_work_dir
+from .loops import build_loops
 from .resumed import check_meta
 from .resuming import ResumeHook
 from .signals import Terminated
@@ -284,7 +284,7 @@ def train(runner: Runner) -> None:
         LaunchError: A file of the data set is missing or broken.
         CheckpointWriteError: A checkpoint cannot be written.
     """
-    _build_loops(runner, 'train')
+    build_loops(runner, 'train')
     try:
         runner.train()
     except (DataError, FileNotFoundError) as error:
@@ -328,31 +328,13 @@ def test(runner: Runner) -> dict:
     Raises:
         LaunchError: A file of the data set is missing or broken.
     """
-    _build_loops(runner, 'test')
+    build_loops(runner, 'test')
     try:
         return runner.test()
     except (DataError, FileNotFoundError) as error:
         raise LaunchError(
             f'{last_line(error)}. Mend it; tools/check_dataset.py finds all of its kind'
         ) from error
-
-
-def _build_loops(runner: Runner, phase: str) -> None:
-    """Build the data sets where an error is still one of the data."""
-    if not isinstance(runner, Runner):  # a FlexibleRunner builds them with its strategy
-        return
-    for split in PHASES[phase]:
-        loop = getattr(runner, f'_{split}_loop')
-        if loop is None:
-            continue
-        try:
-            loop = getattr(runner, f'build_{split}_loop')(loop)
-        except Exception as error:  # whatever the code of a data set raises
-            raise LaunchError(
-                f'the {split} data set cannot be built: {type(error).__name__}: '
-                f'{last_line(error)}. tools/check_dataset.py CONFIG says what is wrong with it'
-            ) from error
-        setattr(runner, f'_{split}_loop', loop)
 
 
 def _prepare_training(cfg: Config) -> None:

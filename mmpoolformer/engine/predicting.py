@@ -48,7 +48,7 @@ def predict(
         reader = open_video(file, broken)
         if reader is None:
             continue
-        frames = track(read_video(file, reader, broken), reader.frame_cnt, file.name)
+        frames = track(read_video(file, reader, broken), max(reader.frame_cnt, 0), file.name)
         with results.video(file, reader):
             for frame, sample in run_model(inferencer, frames, batch_size, broken):
                 results.add(frame, sample)

@@ -111,7 +111,7 @@ class Metadata:
         )
 
     def check_outputs(self, outputs: dict[str, np.ndarray], path: Path) -> None:
-        """Refuse what a graph puts out if it is no boxes or labels.
+        """Refuse what a graph puts out if it is no boxes or labels, or not finite.
 
         Raises:
             LaunchError: Names the output.
@@ -129,8 +129,12 @@ class Metadata:
             )
             sound['labels'] = bool(sound['labels'] and is_class)
             wrong = next((name for name, is_sound in sound.items() if not is_sound), None)
-        elif wrong is None and self.kind == SEGMENTOR and outputs['logits'].ndim != 4:
-            wrong = 'logits'
+        elif wrong is None and self.kind == SEGMENTOR:
+            shape = outputs['logits'].shape
+            count = 1 if len(self.classes) <= 2 and 1 in shape[1:2] else len(self.classes)
+            wrong = None if len(shape) == 4 and shape[:2] == (1, count) and all(shape) else 'logits'
+        values = {} if wrong else {name: outputs[name] for name in self.outputs}
+        wrong = next((name for name in values if not np.isfinite(values[name]).all()), wrong)
         if wrong is not None:
             shape = list(outputs[wrong].shape) if wrong in outputs else 'nothing'
             raise LaunchError(

@@ -14,6 +14,7 @@ from .extras import require
 from .metadata import KEY, SUFFIXES, Metadata, files_of
 from .wrappers import IMAGE
 
+CONSTANTS = ('Const', 'Constant')  # by both names OpenVINO takes them
 # Of OpenVINO's types of constants.
 BITS = dict(f64=64, f32=32, f16=16, bf16=16, f8e4m3=8, f8e5m2=8, boolean=8, nf4=4)
 BITS |= {f'{sign}{bits}': bits for sign in 'iu' for bits in (4, 8, 16, 32, 64)}
@@ -123,7 +124,7 @@ def check_constants(path: Path) -> None:
     for layer in ElementTree.parse(path).getroot().iter():
         if '{' in ''.join((layer.tag, *layer.attrib)):  # by which OpenVINO would find others
             raise ValueError(f'{layer.tag!a} is in a namespace')
-        if layer.tag != 'layer' or layer.get('type') != 'Const':
+        if layer.tag != 'layer' or layer.get('type') not in CONSTANTS:
             continue
         data = layer.find('data')
         fields = {} if data is None else data.attrib
@@ -133,6 +134,7 @@ def check_constants(path: Path) -> None:
         needed = math.prod(sides) * (bits or 0) // 8
         if (
             bits is None
+            or 'value' in fields  # in the place of what the weights have
             or min(sides, default=0) < 0
             or offset < 0
             or not needed <= size <= available - offset

@@ -200,6 +200,7 @@ LAUGHS = '\n'.join(
         ('names: {0: screw, 1: null, 2: washer}', 'class 1 is empty'),
         ('names: [screw, yes, washer]', 'True of type bool'),
         ('names: [screw, 1.5, washer]', '1.5 of type float'),
+        ('names: {0: screw, 0: nut, 1: washer}', 'the key 0 stands twice'),
         ('names: [screw, "a\\e]0;b", washer]', r'\x1b]0;b'),
         (f'names: [screw, {"x" * 300}, washer]', 'up to 200'),
         (f'names: {"[" * 3000}', 'recursion'),

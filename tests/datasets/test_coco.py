@@ -13,9 +13,10 @@ from mmcv.transforms import LoadImageFromFile
 
 from mmpoolformer.datasets import ERROR, WARNING, check_coco, check_image
 
+POLYGON = [5, 5, 20, 5, 20, 15]
+
 
 def good_coco():
-    polygon = [[5, 5, 20, 5, 20, 15]]
     return {
         'images': [{'id': i, 'file_name': f'{i}.png', 'width': 40, 'height': 30} for i in (1, 2)],
         'categories': [{'id': 3, 'name': 'cat'}, {'id': 7, 'name': 'dog'}],
@@ -27,7 +28,7 @@ def good_coco():
                 'bbox': [5, 5, 15, 10],
                 'area': 150,
                 'iscrowd': 0,
-                'segmentation': polygon,
+                'segmentation': [POLYGON],
             }
             for image in (1, 2)
         ],
@@ -85,7 +86,19 @@ MASK = {'size': [30, 40], 'counts': [100, 50, 1050]}
         (without('annotations', 'area'), ERROR, 'broken annotation'),
         (without('annotations', 'category_id'), ERROR, 'broken annotation'),
         (without('annotations', 'segmentation'), ERROR, 'no mask'),
-        (changed('annotations', segmentation=[[1, 2, 3]]), WARNING, 'mask without area, ignored'),
+        (
+            changed('annotations', segmentation=[[1, 2, 3] * 3]),
+            WARNING,
+            'mask without area, ignored',
+        ),
+        (changed('annotations', segmentation=[[1, 2, 3]]), ERROR, 'broken mask'),
+        (changed('annotations', segmentation=[[], POLYGON]), ERROR, 'broken mask'),
+        (changed('annotations', segmentation=[[1, 2, 3, 4], POLYGON]), ERROR, 'broken mask'),
+        (changed('annotations', id=0), WARNING, 'annotation id 0'),
+        (changed('annotations', id=2**53 + 1), ERROR, 'id in annotations too large'),
+        (changed('images', id=-(2**60)), ERROR, 'id in images too large'),
+        (without('annotations', 'iscrowd'), WARNING, 'annotations without iscrowd'),
+        ('\ufeff{}', ERROR, 'broken JSON'),
         (changed('annotations', segmentation=[['a'] * 6]), ERROR, 'broken mask'),
         (
             changed('annotations', segmentation=dict(MASK, size=[40, 30])),

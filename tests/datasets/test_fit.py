@@ -377,6 +377,13 @@ def test_categories_are_found_wherever_they_stand(where, tmp_path):
     ]
 
 
+def test_categories_whose_key_is_escaped_are_found(tmp_path):
+    categories = [dict(id=7, name='b'), dict(id=3, name='a')]
+    text = json.dumps(dict(info=dict(categories=[dict(name='c')]), other=categories))
+    (tmp_path / 'a.json').write_text(text.replace('other', 'categ\\u006fries'))
+    assert read_categories(tmp_path / 'a.json') == categories
+
+
 def test_a_character_at_the_end_of_what_is_read_of_a_large_file(tmp_path):
     categories = '"categories":[{"id":1,"name":"b"},{"id":2,"name":"a"}]'
     for start in ('', 'x'):  # one of them cuts an "ä"

@@ -12,7 +12,7 @@ import cv2
 import mmcv
 import numpy as np
 import pytest
-from bad_files import FUZZ, JPEG, PNG, encode, noise, rotated
+from bad_files import FUZZ, JPEG, PNG, TWO_PAGES, encode, encode_deep, noise, rotated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.transforms import LoadImageFromFile, Resize
@@ -32,6 +32,9 @@ from mmpoolformer.datasets.readers import kept_ratio_scales
         ('text.jpg', b'<html>404</html>', ERROR, 'damaged image'),
         ('png.jpg', PNG, WARNING, 'wrong extension'),
         ('16bit.png', encode(noise('I;16')), WARNING, 'converted image'),
+        ('16bit-colours.png', encode_deep('.png'), WARNING, 'converted image'),
+        ('16bit.tif', encode_deep('.tif'), WARNING, 'converted image'),
+        ('pages.tif', encode(noise(), 'TIFF', **TWO_PAGES), WARNING, 'several pages'),
         ('rgba.png', encode(noise('RGBA')), WARNING, 'converted image'),
         ('cmyk.jpg', encode(noise('CMYK'), 'JPEG'), WARNING, 'converted image'),
         ('rotated.jpg', rotated(), WARNING, 'EXIF rotation'),
@@ -47,11 +50,12 @@ def test_bad_image(name, content, level, kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'mode, name', [('RGB', 'rgb.png'), ('L', 'grey.png'), ('P', 'palette.png')]
+    'mode, name',
+    [('RGB', 'rgb.png'), ('L', 'grey.png'), ('P', 'palette.png'), ('RGB', 'a.ppm'), ('L', 'a.pgm')],
 )
 def test_good_image(mode, name, tmp_path):
     image = noise().quantize(16) if mode == 'P' else noise(mode)
-    (tmp_path / name).write_bytes(encode(image))
+    (tmp_path / name).write_bytes(encode(image, 'PNG' if name.endswith('png') else 'PPM'))
     assert check_image(tmp_path / name, (40, 30)) == []
 
 

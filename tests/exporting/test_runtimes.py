@@ -63,12 +63,14 @@ def test_what_is_no_image(shape, kind, row_fifty):
         ('element_type="f32" shape="2, 3" offset="8" size="24"', False),
         ('element_type="f32" shape="2, 3" offset="-8" size="24"', False),
         ('element_type="f32" shape="2, 3"', False),
+        ('element_type="f32" shape="2, 3" offset="0" size="24" value="ab"', False),
         ('element_type="f8e8m0" shape="2305843009213693952" offset="0" size="0"', False),
         ('element_type="f32" shape="2, 3" offset="0" size="24" xmlns:a="b" a:c="d"', False),
     ],
 )
-def test_constants_are_no_larger_than_their_file(data, is_sound, tmp_path):
-    layer = f'<layer id="0" name="a" type="Const"><data {data}/></layer>'
+@pytest.mark.parametrize('kind', ['Const', 'Constant'])
+def test_constants_are_no_larger_than_their_file(kind, data, is_sound, tmp_path):
+    layer = f'<layer id="0" name="a" type="{kind}"><data {data}/></layer>'
     (tmp_path / 'a.xml').write_text(f'<net><layers>{layer}</layers></net>')
     (tmp_path / 'a.bin').write_bytes(bytes(24))
     if is_sound:
@@ -97,6 +99,9 @@ BOXES = dict(
         ('scores', np.zeros((2, 1))),
         ('masks', np.zeros((1, 28, 28))),
         ('masks', None),
+        ('boxes', np.full((2, 4), np.nan)),
+        ('boxes', np.full((2, 4), np.inf)),
+        ('scores', np.array([np.nan, 1])),
     ],
 )
 def test_outputs_that_are_no_boxes(name, value):
@@ -108,11 +113,22 @@ def test_outputs_that_are_no_boxes(name, value):
         meta.check_outputs(found, 'model.onnx')
 
 
-def test_logits_that_are_none():
+@pytest.mark.parametrize(
+    'shape, classes',
+    [
+        ((3,), 2), ((1, 3, 8, 8), 2), ((3, 2, 8, 8), 2), ((1, 2, 0, 8), 2), ((1, 1, 8, 8), 3),
+        ((1, 2, 8, 8), 2), ((1, 1, 8, 8), 2),
+    ],
+)  # fmt: skip
+def test_logits_that_are_none(shape, classes):
     outputs = dict.fromkeys(OUTPUTS['segmentor'], '')
-    meta = Metadata('segmentor', ['a', 'b'], [], 'uint8', outputs, [], [], {})
+    meta = Metadata('segmentor', list('abc'[:classes]), [], 'uint8', outputs, [], [], {})
+    found = dict(labels=np.zeros((1, 8, 8), int), logits=np.zeros(shape))
+    if (shape, classes) in (((1, 2, 8, 8), 2), ((1, 1, 8, 8), 2)):
+        meta.check_outputs(found, 'model.onnx')
+        found['logits'] = found['logits'] + np.nan
     with pytest.raises(LaunchError, match='logits that are none'):
-        meta.check_outputs(dict(labels=np.zeros(3), logits=np.zeros(3)), 'model.onnx')
+        meta.check_outputs(found, 'model.onnx')
 
 
 @pytest.mark.parametrize('value', [-0.5, 256.0, float('nan')])

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
 import mmcv
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tiny_models import DIGITS, save_tiny_model, save_video
 
 from mmpoolformer.adapt.zoo import find_config
 from mmpoolformer.engine.dataset_meta import dataset_meta
-from mmpoolformer.engine.inputs import open_video
+from mmpoolformer.engine.inputs import open_video, read_video
 from mmpoolformer.utils.errors import LaunchError
 
 ANY_SCORE = ['--device', 'cpu', '--score-thr', 0]
@@ -120,6 +121,22 @@ def test_a_frame_is_predicted_as_its_image_is(detector, tmp_path):
     found = read(tmp_path)
     of_image, of_frame = ([e for e in found if e['image_id'] == i] for i in (1, 2))
     assert [e['bbox'] for e in of_image] == [e['bbox'] for e in of_frame]
+
+
+def test_a_video_that_does_not_say_how_long_it_is_is_read_whole(tmp_path):
+    path = tmp_path / 'clip.mkv'
+    code = cv2.VideoWriter_fourcc(*'MJPG')
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, 10, (64, 64))
+    for brightness in range(0, 240, 20):
+        writer.write(np.full((64, 64, 3), brightness, np.uint8))
+    writer.release()
+    content = path.read_bytes()
+    start = content.index(b'\x44\x89\x88')  # Matroska's duration, which a void takes the place of
+    path.write_bytes(content[:start] + b'\xec\x89' + bytes(9) + content[start + 11 :])
+    broken = []
+    frames = list(read_video(path, open_video(path, broken), broken))
+    assert [round(frame.source.mean() / 20) for frame in frames] == list(range(12))
+    assert [frame.index for frame in frames] == list(range(12)) and not broken
 
 
 def test_a_glob_and_files_of_one_name(detector, images, tmp_path):

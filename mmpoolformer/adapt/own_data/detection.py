@@ -6,12 +6,11 @@ import json
 import os
 from pathlib import Path
 
-from ...datasets.coco import check_content
+from ...datasets.coco import check_content, read_coco
 from ...datasets.images import decoded_shape
 from ...datasets.problems import ERROR
 from ...utils.config_tree import type_of, walk
 from ...utils.errors import first_line, some
-from ...utils.files import check_regular
 from ..edit import Edit
 from .box_files import to_coco_file
 from .errors import OwnDataError
@@ -83,8 +82,7 @@ def _content(part: Part, with_masks: bool) -> tuple[dict, tuple[str, ...]]:
     """What a COCO file holds, and its classes in its order."""
     path = part.annotations
     try:
-        check_regular(path)
-        content = json.loads(path.read_bytes())
+        content = read_coco(path)
     except (OSError, ValueError, RecursionError) as error:
         raise OwnDataError(
             f'annotations: {path} cannot be read as a file of COCO: {first_line(error)}'

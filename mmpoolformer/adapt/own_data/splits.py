@@ -118,8 +118,19 @@ def checked_names(names: Sequence, where: str | Path) -> tuple[str, ...]:
     return tuple(found)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML's own takes the last."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [key for key, count in Counter(map(repr, keys)).items() if count > 1]
+        if twice:
+            raise ValueError(f'the key {twice[0]} stands twice')
+        return super().construct_mapping(node, deep)
+
+
 def _yaml_names(text: str) -> list:
-    content = yaml.safe_load(text)
+    content = yaml.load(text, _UniqueKeys)
     names = content.get('names') if isinstance(content, dict) else None
     if isinstance(content, dict) and 'kpt_shape' in content:
         raise ValueError('it has kpt_shape: lines with key points are not read')
