@@ -22,6 +22,7 @@ from ..models import MetaFormer
 from ..registry import BACKBONES
 from ..utils.config_tree import braced, follow, type_of, walk
 from ..utils.errors import LaunchError, first_line, join, printed, short, some
+from .lock import NAME as LOCK
 
 INSTALL_HINTS = {
     'mmdet': 'pip install onedl-mmdetection (or the classic mmdet)',
@@ -221,6 +222,12 @@ def check_work_dir(work_dir: Path) -> None:
             pass
     except OSError as error:
         raise LaunchError(f'cannot write to the work dir {work_dir}: {error}') from error
+    for path in (work_dir / 'config.py', work_dir / LOCK):
+        if path.is_symlink():
+            raise LaunchError(
+                f'{path} is a link, and a run would write to {path.resolve()}: remove it, or give '
+                'another --work-dir'
+            )
 
 
 def _data_paths(dataset: dict) -> Iterator[str]:

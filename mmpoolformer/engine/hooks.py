@@ -68,19 +68,44 @@ class CheckLoadedWeights(Hook):
         weights = checkpoint.get('state_dict', checkpoint)
         if not isinstance(weights, dict):
             raise LaunchError(f'the checkpoint holds {type(weights).__name__}, not a state dict')
-        own = {f'{start}{key}' for key in runner.model.state_dict() for start in ('', 'module.')}
-        own |= {key.removeprefix('module.') for key in own}
-        fitting = {key: weights[key] for key in weights if key in own}
+        own = {_bare(key): value for key, value in runner.model.state_dict().items()}
+        fitting = {key: weights[key] for key in weights if _bare(key) in own}
         if not fitting:
             keys = ', '.join(map(str, list(weights)[:5]))
             raise LaunchError(f'no tensor of the checkpoint fits the model; its keys: {keys}, …')
         averaged = checkpoint.get('ema_state_dict')  # with EMAHook the one has the other's
-        for weights in (fitting, averaged if isinstance(averaged, dict) else {}):
-            for key, value in weights.items():
-                if torch.is_tensor(value) and value.is_floating_point() and _is_bad(value):
-                    raise LaunchError(f'the checkpoint holds NaN or Inf in {key}')
+        check_weights(fitting, own)
+        check_weights(averaged if isinstance(averaged, dict) else {}, own)
         if getattr(runner, '_resume', False) and isinstance(runner, Runner):
             check_same_model(fitting, runner.model)
+
+
+def check_weights(weights: dict, own: dict[str, torch.Tensor]) -> None:
+    """Refuse what PyTorch would copy into a model whatever it is.
+
+    Args:
+        weights: Of a checkpoint.
+        own: The tensors of the model.
+
+    Raises:
+        LaunchError: NaN or Inf, whole or complex numbers in the place of weights, or two tensors
+            for one.
+    """
+    twice = [key for key in weights if f'module.{key}' in weights]
+    if twice:
+        raise LaunchError(f'the checkpoint holds {twice[0]} twice, with module. before it, too')
+    for key, value in weights.items():
+        if not torch.is_tensor(value):
+            continue
+        if value.is_floating_point() and _is_bad(value):
+            raise LaunchError(f'the checkpoint holds NaN or Inf in {key}')
+        target = own.get(_bare(key))
+        if target is not None and target.is_floating_point() and not value.is_floating_point():
+            raise LaunchError(f'the checkpoint holds {value.dtype} in {key}: weights are floats')
+
+
+def _bare(key: str) -> str:
+    return key.removeprefix('module.') if isinstance(key, str) else key
 
 
 class CheckLoss(Hook):

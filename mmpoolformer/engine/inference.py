@@ -22,6 +22,7 @@ from ..utils.memory import reuse_freed_memory
 from .checks import CfgOptions, check_checkpoints, nearest
 from .dataset_meta import dataset_meta, meta_of_config
 from .exported import is_model_file, load_model_file
+from .hooks import check_weights
 from .launch import CONFIG_HELP, load_config, require
 
 VISUALIZERS = {'mmdet': 'DetLocalVisualizer', 'mmseg': 'SegLocalVisualizer'}
@@ -179,6 +180,9 @@ def _inferencer_class(scope: str, exported: nn.Module | None) -> type[BaseInfere
 
         def _load_weights_to_model(self, model, checkpoint, cfg):
             meta = dataset_meta(cfg, checkpoint)
+            weights = checkpoint.get('state_dict', checkpoint)
+            if isinstance(weights, dict):
+                check_weights(weights, model.state_dict())
             try:
                 _load_checkpoint_to_model(model, checkpoint, strict=True)
             except (RuntimeError, AttributeError, TypeError) as error:

@@ -220,11 +220,13 @@ def test_a_metric_of_each_joined_data_set_reads_its_file(digits_root):
     assert list(check_evaluation(cfg)) == []
 
 
-def test_a_part_of_the_images_is_not_scored_as_all(digits_root):
+@pytest.mark.parametrize('key, where', [('indices', 'dataset'), ('drop_last', None)])
+def test_a_part_of_the_images_is_not_scored_as_all(key, where, digits_root):
     cfg = Config.fromfile(RETINANET)
-    cfg.val_dataloader.dataset.update(data_root=f'{digits_root}/', indices=1)
+    cfg.val_dataloader.dataset.update(data_root=f'{digits_root}/')
+    (cfg.val_dataloader[where] if where else cfg.val_dataloader)[key] = 1
     problems = list(check_evaluation(cfg))
-    assert [problem.level for problem in problems if 'indices' in problem.detail] == [ERROR]
+    assert [problem.level for problem in problems if key in problem.detail] == [ERROR]
 
 
 def test_boxes_that_are_none_are_left_to_the_check_of_the_file(digits_root, tmp_path):

@@ -356,6 +356,17 @@ def test_a_work_dir_that_cannot_be_written_is_refused(run, tmp_path, capsys):
     assert 'cannot write to the work dir' in message
 
 
+@pytest.mark.parametrize('name', ['config.py', '.running'])
+def test_a_file_outside_of_the_work_dir_is_not_written_over(name, digits_root, tmp_path, capsys):
+    config = write_tiny_config(tmp_path, 'by_iteration', digits_root, iters=2)
+    (tmp_path / 'outside').write_text('kept')
+    (tmp_path / 'work').mkdir()
+    (tmp_path / 'work' / name).symlink_to(tmp_path / 'outside')
+    message = tool_error(capsys, 'train', config, '--work-dir', tmp_path / 'work')
+    assert f'{name} is a link' in message and '--work-dir' in message
+    assert (tmp_path / 'outside').read_text() == 'kept'
+
+
 def test_an_image_that_disappears_is_named(run, digits_root, monkeypatch, capsys):
     config, work = run
     victim = next((digits_root / 'images' / 'training').iterdir())

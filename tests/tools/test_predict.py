@@ -308,6 +308,37 @@ def test_weights_that_do_not_fit_are_named(detector, segmentor, images, tmp_path
     assert str(segmentor[1]) in error
 
 
+@pytest.mark.parametrize(
+    'change, word',
+    [
+        (lambda key, value: {key: value * float('nan')}, 'NaN or Inf in backbone'),
+        (lambda key, value: {key: (100 * value).to(torch.int8)}, 'torch.int8 in backbone'),
+        (lambda key, value: {key: value + 1j}, 'torch.complex64 in backbone'),
+        (lambda key, value: {key: value, f'module.{key}': 0 * value}, 'twice'),
+    ],
+    ids=['nan', 'int8', 'complex', 'twice'],
+)
+@pytest.mark.parametrize('tool', ['predict', 'test'])
+def test_weights_that_are_none_are_named(
+    tool, change, word, segmentor, digits_root, images, tmp_path, capsys
+):
+    config, checkpoint = segmentor
+    weights = torch.load(checkpoint, weights_only=True)
+    key = 'backbone.patch_embed.proj.weight'
+    weights['state_dict'].update(change(key, weights['state_dict'][key]))
+    torch.save(weights, tmp_path / 'bad.pth')
+    more = dict(
+        predict=[images[0], '--out', tmp_path],
+        test=[
+            '--work-dir',
+            tmp_path,
+            '--cfg-options',
+            f'test_dataloader.dataset.data_root={digits_root}',
+        ],
+    )[tool]
+    assert word in tool_error(capsys, tool, config, tmp_path / 'bad.pth', *more)
+
+
 def test_the_config_inside_a_checkpoint_is_not_executed(detector, images, tmp_path):
     checkpoint = torch.load(detector[1], weights_only=False)
     code = f"open({str(tmp_path / 'executed')!r}, 'w')"
