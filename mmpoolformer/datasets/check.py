@@ -83,6 +83,7 @@ def check_dataset(node: dict, title: str, workers: int, progress: Callable) -> I
             Path(root, prefix.get('img', prefix.get('img_path', ''))),
             classes=classes_of(node),
             with_masks=loads_masks(node),
+            filter_cfg=None if node.get('test_mode') else node.get('filter_cfg'),
         )
         yield from problems
         jobs = [partial(check_image, name, size, scales) for name, size in images]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,11 @@ LONGEST_OUTLINE = 5_000_000  # pixels, of all polygons of an object: 200 MB
 
 
 def check_coco(
-    path: Path, image_folder: Path, classes: tuple[str, ...] | None, with_masks: bool
+    path: Path,
+    image_folder: Path,
+    classes: tuple[str, ...] | None,
+    with_masks: bool,
+    filter_cfg: dict | None = None,
 ) -> tuple[list[Problem], list[tuple[Path, tuple[int, int]]]]:
     """Check a COCO annotation file.
 
@@ -29,6 +33,7 @@ def check_coco(
         image_folder: Where its ``file_name`` entries lead from.
         classes: Category names that the config trains.
         with_masks: Whether the config loads masks.
+        filter_cfg: Of mmdet's data set, for one that is trained on.
 
     Returns:
         The problems, and the images that it lists with width and height.
@@ -42,7 +47,7 @@ def check_coco(
         ], []
     except (ValueError, RecursionError) as error:
         return [Problem(ERROR, 'broken JSON', where, one_line(error))], []
-    return check_content(coco, where, image_folder, classes, with_masks)
+    return check_content(coco, where, image_folder, classes, with_masks, filter_cfg)
 
 
 def read_coco(path: Path) -> Any:
@@ -58,7 +63,12 @@ def read_coco(path: Path) -> Any:
 
 
 def check_content(
-    coco: Any, where: str, image_folder: Path, classes: tuple[str, ...] | None, with_masks: bool
+    coco: Any,
+    where: str,
+    image_folder: Path,
+    classes: tuple[str, ...] | None,
+    with_masks: bool,
+    filter_cfg: dict | None = None,
 ) -> tuple[list[Problem], list[tuple[Path, tuple[int, int]]]]:
     """Check what a COCO annotation file holds, as :func:`check_coco` does."""
     parts = ('images', 'annotations', 'categories')
@@ -82,11 +92,30 @@ def check_content(
     if empty:
         detail = f'{len(empty)} of {len(images)}; left out where filter_empty_gt is set'
         problems.append(Problem(WARNING, 'images without annotations', where, detail))
+    if images and not count_trained(images.values(), boxed, filter_cfg):
+        detail = f'filter_cfg={filter_cfg} leaves out all {len(images)}'
+        problems.append(Problem(ERROR, 'no image to train on', where, detail))
     files = [
         (image_folder / image['file_name'], (image['width'], image['height']))
         for image in images.values()
     ]
     return problems, files
+
+
+def count_trained(images: Iterable[dict], boxed: Container, filter_cfg: dict | None) -> int:
+    """How many images mmdet trains on.
+
+    Args:
+        images: Entries of a COCO file.
+        boxed: The ids of those that have annotations.
+        filter_cfg: What mmdet's data set leaves out.
+    """
+    options = filter_cfg or {}
+    least, all_boxed = options.get('min_size', 0), options.get('filter_empty_gt', False)
+    return sum(
+        min(image['width'], image['height']) >= least and (not all_boxed or image['id'] in boxed)
+        for image in images
+    )
 
 
 def _check_counted(coco: dict, where: str) -> Iterator[Problem]:

@@ -61,7 +61,7 @@ from .distributed import (
 from .hooks import CheckLoadedWeights, CheckLoss
 from .lock import lock_work_dir
 from .loops import build_loops
-from .resumed import check_meta
+from .resumed import check_meta, warn_of_lost_state
 from .resuming import ResumeHook
 from .signals import Terminated
 
@@ -351,6 +351,7 @@ def _prepare_training(cfg: Config) -> None:
         if not cfg.get('load_from'):
             _choose_checkpoint(cfg)
         _keep_seed(cfg)
+        warn_of_lost_state(cfg)
 
 
 def _choose_checkpoint(cfg: Config) -> None:

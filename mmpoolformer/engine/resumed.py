@@ -9,10 +9,12 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import sys
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -20,6 +22,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..archs import is_integer, is_number
+from ..utils.config_tree import type_of, walk
 from ..utils.errors import LaunchError, join, short
 from .dataset_meta import check_class_order
 from .resumed_schedule import FROM_WEIGHTS, LARGEST_COUNT, check_progress, check_schedulers
@@ -47,6 +50,8 @@ FACTORS = {
     'row_var': lambda shape: (*shape[:-1], 1),
     'col_var': lambda shape: (*shape[:-2], 1, shape[-1]),
 }
+# Parts of mmdet that remember sizes, images or overlaps in attributes of their own.
+FORGETFUL = ('BatchSyncRandomResize', 'CachedMosaic', 'CachedMixUp', 'DynamicRoIHead')
 ADAM = ('step', 'exp_avg', 'exp_avg_sq')
 NEEDED = {
     torch.optim.Adam: ADAM,
@@ -358,6 +363,18 @@ def _check_state(entry: dict, parameter: Tensor, of_torch: bool) -> None:
 
 def _is_flat(value: Any) -> bool:
     return value is None or isinstance(value, (Tensor, bool, int, float, str))
+
+
+def warn_of_lost_state(cfg: Config) -> None:
+    """Say which parts of a config remember what no checkpoint holds."""
+    kinds = {type_of(node) for _, node in walk(cfg.to_dict())}
+    lost = sorted(kinds & set(FORGETFUL))
+    if lost:
+        print(
+            f'warning: {join(lost)} keep what checkpoints do not have: the resumed run goes on, '
+            'and its numbers are not those of an uninterrupted one',
+            file=sys.stderr,
+        )
 
 
 def check_random_state(state: Any) -> None:

@@ -161,9 +161,11 @@ def test_own_validation_data_are_taken_as_they_are(own_coco):
     content['images'] = content['images'][:4]
     (own_coco / 'val.json').write_text(json.dumps(content))
     cfg = read('mask-rcnn_poolformer-s12_fpn_1x_coco')
-    new = use_dataset(
-        cfg, own_coco / 'images', own_coco / 'all.json', val_annotations=own_coco / 'val.json'
-    )
+    files = own_coco / 'images', own_coco / 'all.json'
+    options = dict(val_annotations=own_coco / 'val.json')
+    with pytest.raises(OwnDataError, match=r'both name 4 images.*--val-images'):
+        use_dataset(cfg, *files, **options)
+    new = use_dataset(cfg, *files, val_images=own_coco / 'images', **options)
     assert new.train_dataloader.dataset.ann_file == str(own_coco / 'all.json')
     assert new.val_evaluator.ann_file == str(own_coco / 'val.json')
     assert not (own_coco / 'all_train.json').exists()
@@ -192,6 +194,32 @@ def test_a_small_data_set_gets_enough_steps(own_coco):
     assert new.auto_scale_lr.base_batch_size == 2
     short = use_dataset(cfg, own_coco / 'images', own_coco / 'all.json', epochs=6, batch_size=4)
     assert short.train_cfg.max_epochs == 6 and short.train_dataloader.batch_size == 4
+
+
+def test_images_that_mmdet_leaves_out_are_no_steps(own_coco):
+    content = json.loads((own_coco / 'all.json').read_text())
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] < 4]
+    (own_coco / 'all.json').write_text(json.dumps(content))
+    cfg = read('retinanet_poolformer-s12_fpn_1x_coco')
+    files = own_coco / 'images', own_coco / 'all.json'
+    options = dict(val_images=own_coco / 'images', val_annotations=own_coco / 'all.json')
+    assert use_dataset(cfg, *files, **options).train_cfg.max_epochs == 500  # 2 steps each
+    cfg.train_dataloader.dataset.filter_cfg.filter_empty_gt = False
+    assert use_dataset(cfg, *files, **options).train_cfg.max_epochs == 200
+    cfg.train_dataloader.dataset.filter_cfg.min_size = 65
+    with pytest.raises(OwnDataError, match='leaves out all 10 images'):
+        use_dataset(cfg, *files, **options)
+
+
+def test_the_batch_that_a_config_itself_says_goes_before_its_name(own_coco, tmp_path):
+    original = find_config('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py')
+    swapped = tmp_path / 'yolox_poolformer-s12_8xb8-300e_coco.py'
+    run_tool('swap_backbone', original, '--arch', 's12', '--checkpoint', 'none', '-o', swapped)
+    cfg = Config.fromfile(swapped)
+    new = use_dataset(cfg, own_coco / 'images', own_coco / 'all.json')
+    assert cfg.auto_scale_lr.base_batch_size == 16
+    lr = cfg.optim_wrapper.optimizer.lr * new.train_dataloader.batch_size / 16
+    assert new.optim_wrapper.optimizer.lr == pytest.approx(lr)
 
 
 def test_an_iteration_based_schedule_is_shortened(own_label_maps):
@@ -422,7 +450,8 @@ def test_another_ignored_label_is_ignored_wherever_255_was(own_label_maps):
         dict(type='Pad', size=(800, 800), pad_val=dict(img=0, seg=255)),
     ]
     repeated.pipeline = [*repeated.pipeline[:2], *padding, repeated.pipeline[-1]]
-    cfg.model.decode_head.loss_decode = [dict(type='DiceLoss'), dict(type='CrossEntropyLoss')]
+    losses = ('DiceLoss', 'CrossEntropyLoss', 'OhemCrossEntropy')
+    cfg.model.decode_head.loss_decode = [dict(type=loss) for loss in losses]
     folders, options = (own_label_maps / 'images', own_label_maps / 'labels'), dict(ignore_index=99)
     new = use_dataset(cfg, *folders, classes=own_label_maps / 'classes.txt', **options)
     labels = DATASETS.build(new.train_dataloader.dataset)[0]['data_samples'].gt_sem_seg.data
@@ -431,6 +460,7 @@ def test_another_ignored_label_is_ignored_wherever_255_was(own_label_maps):
     model = MODELS.build(new.model)
     assert model.data_preprocessor.seg_pad_val == model.decode_head.ignore_index == 99
     assert model.decode_head.loss_decode[0].ignore_index == 99
+    assert model.decode_head.loss_decode[2].ignore_label == 99
     assert METRICS.build(new.val_evaluator).ignore_index == 99
 
 

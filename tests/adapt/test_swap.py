@@ -470,6 +470,18 @@ def test_images_that_are_loaded_as_rgb_stay_rgb(preprocessor, transforms):
         (PLAIN, [dict(type='Albu', transforms=[dict(type='Normalize')])], RGB_TIFF, 'Albu'),
         (dict(PLAIN, mean=[0.0] * 3), [], dict(type='LoadOwnImage'), 'LoadOwnImage gives RGB or'),
         (dict(PLAIN, **IMAGENET), [], dict(type='LoadImageFromFile'), 'which nothing turns'),
+        (
+            dict(PLAIN, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], bgr_to_rgb=True),
+            [],
+            dict(type='LoadImageFromFile'),
+            'another range than 0 to 255',
+        ),
+        (
+            PLAIN,
+            [dict(type='Normalize', mean=[1200.0] * 3, std=[400.0] * 3)],
+            dict(type='LoadImageFromFile'),
+            'another range than 0 to 255',
+        ),
     ],
 )
 def test_images_of_unknown_normalisation_are_refused(preprocessor, transforms, loader, words):

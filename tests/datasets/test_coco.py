@@ -65,6 +65,15 @@ NO_PIXELS = 'mask without pixels'
 MASK = {'size': [30, 40], 'counts': [100, 50, 1050]}
 
 
+@pytest.mark.parametrize('filter_cfg', [dict(min_size=31), dict(filter_empty_gt=True)], ids=str)
+def test_a_filter_that_leaves_nothing(filter_cfg, folder):
+    coco = good_coco()
+    (folder / 'annotations.json').write_text(json.dumps(coco))
+    problems, _ = check_coco(folder / 'annotations.json', folder, CLASSES, True, filter_cfg)
+    kinds = [problem.kind for problem in problems if problem.level == ERROR]
+    assert kinds == (['no image to train on'] if 'min_size' in filter_cfg else [])
+
+
 @pytest.mark.parametrize(
     'coco, level, kind',
     [

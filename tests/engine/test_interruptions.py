@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, TINY_LOOPS, run_tool, tool_error, write_tiny_config
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from mmpoolformer.engine.checkpointing import find_checkpoints, is_intact, newest_intact_checkpoint
 from mmpoolformer.engine.lock import lock_work_dir
+from mmpoolformer.engine.resumed import warn_of_lost_state
 from mmpoolformer.engine.resuming import random_state, set_random_state
 from mmpoolformer.engine.signals import WorkerSignals
 
@@ -354,6 +356,14 @@ def test_a_work_dir_that_cannot_be_written_is_refused(run, tmp_path, capsys):
     (tmp_path / 'file').write_text('')
     message = tool_error(capsys, 'train', config, '--work-dir', tmp_path / 'file' / 'work')
     assert 'cannot write to the work dir' in message
+
+
+def test_what_a_resumed_run_has_forgotten_is_said(capsys):
+    augment = dict(type='BatchSyncRandomResize', random_size_range=(480, 800))
+    warn_of_lost_state(Config(dict(model=dict(data_preprocessor=dict(batch_augments=[augment])))))
+    assert 'warning: BatchSyncRandomResize keep' in capsys.readouterr().err
+    warn_of_lost_state(Config(dict(model=dict(type='RetinaNet'))))
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize('name', ['config.py', '.running'])

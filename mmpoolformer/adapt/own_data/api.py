@@ -20,6 +20,7 @@ from .errors import OwnDataError
 from .schedule import set_batch_size, set_schedule
 from .segmentation import label_map_data, put_label_map_data
 from .sizes import set_image_size
+from .wrapped import only_leaf
 
 
 class Adapted(NamedTuple):
@@ -109,7 +110,9 @@ def adapt(
     if cfg.get('default_scope') == 'mmdet':
         if reduce_zero_label:
             raise OwnDataError('reduce_zero_label is for segmentation: boxes have no label 0')
-        data = coco_data(images, annotations, classes, palette, trains_masks(edit), **split)
+        _, old = only_leaf(edit, 'train')
+        options = dict(with_masks=trains_masks(edit), filter_cfg=old.get('filter_cfg'))
+        data = coco_data(images, annotations, classes, palette, **options, **split)
         put_coco_data(edit, data)
     elif cfg.get('default_scope') == 'mmseg':
         data = label_map_data(

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from ...datasets.coco import check_content, read_coco
+from ...datasets.coco import check_content, count_trained, read_coco
 from ...datasets.images import decoded_shape
 from ...datasets.problems import ERROR
 from ...utils.config_tree import type_of, walk
@@ -29,7 +29,7 @@ from .wrapped import REASON, leaves, own_parts, watch_metric
 
 
 def coco_data(
-    images, annotations, classes, palette, with_masks: bool,
+    images, annotations, classes, palette, with_masks: bool, filter_cfg: dict | None,
     val_images, val_annotations, share: float, seed: int,
 ) -> Data:  # fmt: skip
     """Find the classes and the two parts of a data set in COCO's format, or bring it into that.
@@ -47,19 +47,39 @@ def coco_data(
     train = _part(images, 'images', annotations, classes, with_masks)
     content, classes = _content(train, with_masks)
     if val_annotations is not None:
-        val_images = val_images if val_images is not None else images
-        val = _part(val_images, 'val_images', val_annotations, classes, with_masks)
-        _, found = _content(val, with_masks)
+        folder = val_images if val_images is not None else images
+        val = _part(folder, 'val_images', val_annotations, classes, with_masks)
+        val_content, found = _content(val, with_masks)
         if found != classes:
             raise OwnDataError(
                 f'{val.annotations} has the categories {some(found)}, and {train.annotations} has '
                 f'{some(classes)}: mmdet would evaluate one class as another. Write both with the '
                 'same list of categories'
             )
-        count = len(content['images'])
+        if val_images is None:
+            _check_apart(train, content, val, val_content)
     else:
-        train, val, count = _split(train, content, share, seed)
+        train, val, content = _split(train, content, share, seed)
+    boxed = {annotation['image_id'] for annotation in content['annotations']}
+    count = count_trained(content['images'], boxed, filter_cfg)
+    if not count:
+        raise OwnDataError(
+            f'filter_cfg={filter_cfg} leaves out all {len(content["images"])} images of '
+            f'{train.annotations}: change it in train_dataloader.dataset'
+        )
     return Data(train, val, classes, colours(len(classes), palette), count)
+
+
+def _check_apart(train: Part, content: dict, val: Part, val_content: dict) -> None:
+    """Files of one folder that name the same images are mostly those of two folders."""
+    names, others = ({image['file_name'] for image in c['images']} for c in (content, val_content))
+    both = sorted(names & others)
+    if both:
+        raise OwnDataError(
+            f'{val.annotations} and {train.annotations} both name {len(both)} images, such as '
+            f'{both[0]!a}, and without val_images (--val-images) all are read from {train.images}: '
+            'give the folder of each'
+        )
 
 
 def _part(images, option: str, annotations, classes, with_masks: bool) -> Part:
@@ -115,10 +135,10 @@ def _content(part: Part, with_masks: bool) -> tuple[dict, tuple[str, ...]]:
     return content, names
 
 
-def _split(whole: Part, content: dict, share: float, seed: int) -> tuple[Part, Part, int]:
-    """Write the two parts of an annotation file beside it."""
+def _split(whole: Part, content: dict, share: float, seed: int) -> tuple[Part, Part, dict]:
+    """Write the two parts of an annotation file beside it, and return what is trained on."""
     chosen = choose([image['id'] for image in content['images']], share, seed)
-    parts = []
+    parts, contents = [], []
     for name, belongs in (('train', lambda i: i not in chosen), ('val', lambda i: i in chosen)):
         part = dict(
             content,
@@ -127,8 +147,9 @@ def _split(whole: Part, content: dict, share: float, seed: int) -> tuple[Part, P
         )
         path = whole.annotations.with_name(f'{whole.annotations.stem}_{name}.json')
         write_part(path, json.dumps(part))
+        contents.append(part)
         parts.append(whole._replace(annotations=path))
-    return (*parts, len(content['images']) - len(chosen))
+    return (*parts, contents[0])
 
 
 def trains_masks(edit: Edit) -> bool:

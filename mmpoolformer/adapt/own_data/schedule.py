@@ -54,9 +54,12 @@ def set_batch_size(edit: Edit, batch_size: int | None, is_swapped: bool) -> None
 def _named_batch_size(cfg: Config) -> int | None:
     """Images per step that the config's name says, as in ``8xb32``.
 
-    It goes before ``base_batch_size``, as some inherit that of another recipe.
+    It goes before ``base_batch_size`` where that is inherited, as from another recipe.
     """
-    named = re.search(r'_(\d+)xb(\d+)', Path(cfg.filename or '').stem)
+    path = Path(cfg.filename or '')
+    named = re.search(r'_(\d+)xb(\d+)', path.stem)
+    if named and path.is_file() and 'base_batch_size' in path.read_text(encoding='utf-8'):
+        return None
     return int(named[1]) * int(named[2]) if named else None
 
 

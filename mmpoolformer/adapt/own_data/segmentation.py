@@ -148,6 +148,10 @@ def _check_ignored(ignore_index: Any, reduce_zero_label: bool, names: tuple[str,
         )
 
 
+# Arguments of losses, heads and transforms.
+IGNORING = ('ignore_index', 'ignore_label', 'seg_pad_val')
+
+
 def _set_ignored(edit: Edit, ignore_index: int) -> None:
     """Let all that ignores 255, or pads with it, take another label, defaults included."""
     parts = [(MODELS, ('model',))]
@@ -156,7 +160,7 @@ def _set_ignored(edit: Edit, ignore_index: int) -> None:
     for registry, root in parts:
         for at, node in list(walk(edit.find(root), root)):
             for key, value in _arguments(node, registry).items():
-                if key in ('ignore_index', 'seg_pad_val') and value == IGNORED:
+                if key in IGNORING and value == IGNORED:
                     edit.set((*at, key), ignore_index, REASON)
                 if key == 'pad_val' and has(value, 'seg') and value['seg'] == IGNORED:
                     edit.set((*at, key), dict(value, seg=ignore_index), REASON)

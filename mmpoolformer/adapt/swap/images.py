@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ...archs import is_number
 from ...utils.config_tree import type_of, walk
 from ..edit import Edit
 from .rules import PREPROCESSING, ROUNDING, SwapError
@@ -34,6 +35,8 @@ def match_preprocessing(edit: Edit, at: tuple) -> None:
         raise SwapError(f'its model has no data_preprocessor: {BY_HAND}')
     if transforms and any(_changes_values(node) for _, node in inside):
         raise SwapError(f'it normalises images in data_preprocessor and in Normalize: {BY_HAND}')
+    for _, node in (*inside, *transforms):
+        _check_range(node)
     turned_later = any(node.get('bgr_to_rgb') for _, node in inside)
     for path, node in transforms:
         is_rgb = not turned_later and _loads_rgb(edit, node, node.get('to_rgb', True))
@@ -47,6 +50,18 @@ def match_preprocessing(edit: Edit, at: tuple) -> None:
             is_rgb = _loads_rgb(edit, node, node.get('bgr_to_rgb'))
             new = dict(PREPROCESSING, bgr_to_rgb=not is_rgb)
         _set(edit, path, node, new)
+
+
+def _check_range(node: dict) -> None:
+    """Refuse statistics of images whose values are not those of 8 bits."""
+    mean, std = ([v for v in _values(node, key) if is_number(v) and v] for key in ('mean', 'std'))
+    is_fraction = any(abs(value) <= 1 for value in mean) or any(value < 1 for value in std)
+    if is_fraction or any(value > 255 for value in (*mean, *std)):
+        raise SwapError(
+            f'mean={_values(node, "mean")} and std={_values(node, "std")} are of images in another '
+            "range than 0 to 255, which the new weights' statistics are for: load 8 bits, and "
+            f'{BY_HAND}'
+        )
 
 
 def _set(edit: Edit, path: tuple, node: dict, new: dict) -> None:
