@@ -15,6 +15,7 @@ from ..utils.files import check_regular
 from .problems import ERROR, WARNING, Problem
 from .readers import is_text
 
+BROKEN_MASK, OTHER_SIZE = 'broken mask', 'mask of another size'
 LARGEST_ID = 2**53  # COCO's evaluation makes floats of larger ones
 LONGEST_OUTLINE = 5_000_000  # pixels, of all polygons of an object: 200 MB
 
@@ -145,6 +146,9 @@ def _check_categories(categories: list, classes, where: str) -> tuple[list[Probl
         else:
             problems.append(Problem(ERROR, 'broken category', where, repr(category)[:80]))
     problems += _duplicates(categories, 'category', where)
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        problems.append(Problem(ERROR, 'category names used twice', where, f'{twice[0]!a}'))
     missing = [name for name in classes or () if name not in names.values()]
     if missing:
         detail = f'not among its categories: {join(missing[:5])}'
@@ -172,7 +176,7 @@ def _check_images(entries: list, where: str) -> tuple[list[Problem], dict]:
             problems.append(Problem(ERROR, 'broken image entry', here, detail))
         else:
             images[fields['id']] = fields
-    names = Counter(image['file_name'] for image in images.values())
+    names = Counter(os.path.normpath(image['file_name']) for image in images.values())
     twice = [name for name, count in names.items() if count > 1]
     if twice:
         detail = f'{len(twice)}, such as {twice[0]!a}: its objects are divided between its entries'
@@ -200,11 +204,16 @@ def _check_annotation(
         return [Problem(ERROR, 'broken annotation', here, f'area {fields.get("area")!r}')], False
     if not isinstance(fields.get('iscrowd', 0), (int, bool)):
         return [Problem(ERROR, 'broken annotation', here, f'iscrowd {fields["iscrowd"]!r}')], False
+    masks = _check_mask(fields.get('segmentation'), image, here) if with_masks else []
+    harmful = [p for p in masks if p.kind in (BROKEN_MASK, OTHER_SIZE)]
+    if harmful:  # COCO's evaluation reads those of skipped ones, too
+        return harmful, False
     if fields['category_id'] not in categories:
         detail = f'category_id {fields["category_id"]}'
         return [Problem(WARNING, 'category not trained, skipped', here, detail)], False
     if fields.get('ignore'):
-        return [], False
+        detail = 'it is not trained; it is scored all the same where iscrowd is not 1'
+        return [Problem(WARNING, 'ignored annotation', here, detail)], False
     x, y, width, height = box
     inside = [
         max(0, min(x + width, image['width']) - max(x, 0)),
@@ -219,10 +228,8 @@ def _check_annotation(
     if inside[0] < width - 1 or inside[1] < height - 1:
         detail = f'bbox {box} in {image["width"]}×{image["height"]}'
         problems.append(Problem(WARNING, 'box over the edge of the image', here, detail))
-    if with_masks:
-        masks = _check_mask(fields.get('segmentation'), image, here)
-        # Those of crowds are not trained.
-        problems += [p for p in masks if not fields.get('iscrowd') or p != _no_pixels(here)]
+    # Those of crowds are not trained.
+    problems += [p for p in masks if not fields.get('iscrowd') or p != _no_pixels(here)]
     return problems, not any(problem.level == ERROR for problem in problems)
 
 
@@ -231,33 +238,33 @@ def _check_mask(mask: Any, image: dict, here: str) -> list[Problem]:
         return [Problem(ERROR, 'no mask', here, 'the config loads masks')]
     if isinstance(mask, list):
         if not all(isinstance(p, list) and all(map(_is_finite, p)) for p in mask):
-            return [Problem(ERROR, 'broken mask', here, 'a polygon is a list of numbers')]
+            return [Problem(ERROR, BROKEN_MASK, here, 'a polygon is a list of numbers')]
         if len(mask[0]) <= 4:  # COCO's tools take it for the kind of all
             detail = f'a first polygon of {len(mask[0])} numbers: it needs three points. Remove it'
-            return [Problem(ERROR, 'broken mask', here, detail)]
+            return [Problem(ERROR, BROKEN_MASK, here, detail)]
         if not any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask):
             detail = 'no polygon has three points'
             return [Problem(WARNING, 'mask without area, ignored', here, detail)]
         if any(abs(number) > 1e6 for polygon in mask for number in polygon):
-            return [Problem(ERROR, 'broken mask', here, 'coordinates over a million')]
+            return [Problem(ERROR, BROKEN_MASK, here, 'coordinates over a million')]
         if sum(map(_outline, mask)) > LONGEST_OUTLINE:  # COCO's tools keep every pixel of it
             detail = f'an outline of more than {LONGEST_OUTLINE} pixels'
-            return [Problem(ERROR, 'broken mask', here, detail)]
+            return [Problem(ERROR, BROKEN_MASK, here, detail)]
         return [] if _covers_pixels(mask, image) else [_no_pixels(here)]
     size, counts = (mask.get(k) if isinstance(mask, dict) else None for k in ('size', 'counts'))
     if size != [image['height'], image['width']]:
         detail = f'size {size}, image {[image["height"], image["width"]]} (height, width)'
-        return [Problem(ERROR, 'mask of another size', here, detail)]
+        return [Problem(ERROR, OTHER_SIZE, here, detail)]
     if isinstance(counts, list):
         good = all(is_integer(count) and count >= 0 for count in counts)
         if not good or sum(counts) != size[0] * size[1]:
-            return [Problem(ERROR, 'broken mask', here, 'its runs do not add up to the image')]
+            return [Problem(ERROR, BROKEN_MASK, here, 'its runs do not add up to the image')]
         return [] if any(counts[1::2]) else [_no_pixels(here)]
     if not isinstance(counts, str):
-        return [Problem(ERROR, 'broken mask', here, 'no counts')]
+        return [Problem(ERROR, BROKEN_MASK, here, 'no counts')]
     runs = _decode_runs(counts)
     if runs is None or min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
-        return [Problem(ERROR, 'broken mask', here, 'its runs do not add up to the image')]
+        return [Problem(ERROR, BROKEN_MASK, here, 'its runs do not add up to the image')]
     return [] if any(runs[1::2]) else [_no_pixels(here)]
 
 

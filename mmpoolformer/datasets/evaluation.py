@@ -18,6 +18,13 @@ from .problems import ERROR, WARNING, Problem
 from .readers import annotation_file, is_leaf
 
 JOINED = 'MultiDatasetsEvaluator'  # has a metric for each data set
+SAMPLERS = ('ClassAwareSampler', 'GroupMultiSourceSampler', 'InfiniteSampler', 'MultiSourceSampler')
+REPEATING = ('RepeatDataset', 'ClassBalancedDataset')
+# Of mmdet, whose metrics read the true boxes from the file.
+MOVING = (
+    'CachedMixUp', 'CachedMosaic', 'CopyPaste', 'Expand', 'MinIoURandomCrop', 'MixUp', 'Mosaic',
+    'RandomAffine', 'RandomCenterCropPad', 'RandomCrop', 'RandomFlip', 'RandomShift',
+)  # fmt: skip
 REMEDY = 'Give the metric the ann_file of its data set'
 
 
@@ -45,10 +52,19 @@ def check_evaluation(cfg: Config) -> Iterator[Problem]:
         Errors, and a warning for images that are left out before they are predicted.
     """
     for split in ('val', 'test'):
-        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
-        leaves = [node for _, node in walk(dataset) if is_leaf(node) and node.get('ann_file')]
+        loader = cfg.get(f'{split}_dataloader') or {}
+        leaves = [
+            node
+            for _, node in walk(loader.get('dataset'))
+            if is_leaf(node) and node.get('ann_file')
+        ]
         evaluator = cfg.get(f'{split}_evaluator')
+        if evaluator:
+            moving = MOVING if cfg.get('default_scope') == 'mmdet' else ()
+            yield from _check_loader(loader, f'{split}_dataloader', moving)
         metrics = list(walk(evaluator, (f'{split}_evaluator',)))
+        if len(leaves) > 1 and any(_takes_images_by_id(node) for _, node in metrics):
+            yield from _check_joined([annotation_file(node) for node in leaves], split)
         metrics = [(path, node) for path, node in metrics if isinstance(node.get('ann_file'), str)]
         if not leaves or not metrics:
             continue
@@ -57,9 +73,6 @@ def check_evaluation(cfg: Config) -> Iterator[Problem]:
             where = '.'.join(map(str, (*path, 'ann_file')))
             one_each = type_of(evaluator) == JOINED
             yield from _check_metric(Path(node['ann_file']), files, where, one_each)
-        if cfg[f'{split}_dataloader'].get('drop_last'):
-            detail = 'drop_last leaves out the images of the last batch: set drop_last=False'
-            yield Problem(ERROR, 'images that are not evaluated', f'{split}_dataloader', detail)
         if any(node.get('indices') is not None for node in leaves):
             detail = (
                 'indices takes a part of the images, and the metric has all of them: those that '
@@ -73,6 +86,47 @@ def check_evaluation(cfg: Config) -> Iterator[Problem]:
                 'their objects count as missed. Set test_mode=True'
             )
             yield Problem(WARNING, 'images that are not evaluated', f'{split}_dataloader', detail)
+
+
+def _check_loader(loader: dict, where: str, moving: tuple) -> Iterator[Problem]:
+    """Find what shows a model other images than those of the data set, each once as it is."""
+    if loader.get('drop_last') or (loader.get('batch_sampler') or {}).get('drop_last'):
+        detail = 'drop_last leaves out the images of the last batch: set drop_last=False'
+        yield Problem(ERROR, 'images that are not evaluated', where, detail)
+    sampler = type_of(loader.get('sampler') or {})
+    if sampler in SAMPLERS:
+        detail = f'{sampler} takes images more or less often than once: take DefaultSampler'
+        yield Problem(ERROR, 'images that are not evaluated once', f'{where}.sampler', detail)
+    for at, node in walk(loader.get('dataset'), (where, 'dataset')):
+        kind, here = type_of(node), '.'.join(map(str, at))
+        if kind in REPEATING:
+            detail = f'{kind} shows images several times: take the data set inside of it'
+            yield Problem(ERROR, 'images that are not evaluated once', here, detail)
+        is_off = node.get('prob') == 0 or node.get('test_mode')
+        if kind in moving and not is_off:
+            detail = f'{kind} moves objects, and the true boxes stay: take it out of this pipeline'
+            yield Problem(ERROR, 'images that are changed in evaluation', here, detail)
+
+
+def _takes_images_by_id(metric: dict) -> bool:
+    return type_of(metric) == 'CocoMetric' and not metric.get('ann_file')
+
+
+def _check_joined(files: list[Path], split: str) -> Iterator[Problem]:
+    """Find ids that two joined data sets give to images of theirs."""
+    seen: set = set()
+    for file in files:
+        numbers = set(_images(file) or ())
+        both = numbers & seen
+        if both:
+            detail = (
+                f'{len(both)} images of {file} have ids of others, such as {min(both)}, and the '
+                f'metric would take them for the same. Give each data set a metric ({JOINED}), or '
+                'ids of its own'
+            )
+            yield Problem(ERROR, 'images of one id', f'{split}_evaluator', detail)
+            return
+        seen |= numbers
 
 
 def _check_metric(file: Path, files: list[Path], where: str, one_each: bool) -> Iterator[Problem]:

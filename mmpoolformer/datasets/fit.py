@@ -267,16 +267,21 @@ def panoptic_counts(model: Any) -> list[Count]:
 
 def name_counts(model: Any) -> list[Count]:
     """How many names the classes of a model's predictions take, where it says so."""
-    if is_class_agnostic(model):
-        return panoptic_counts(model)
+    panoptic = panoptic_counts(model)
+    if panoptic or is_class_agnostic(model):
+        return panoptic
     agnostic = {at for at, node in walk(model, ('model',)) if node.get('class_agnostic')}
     keys = {'.'.join(map(str, (*at, 'num_classes'))) for at in agnostic}
     return [count for count in class_counts(model) if count.key not in keys]
 
 
 def check_counts(model: dict, classes: tuple[str, ...], split: str) -> Iterator[Problem]:
-    """Compare the class counts of a model's heads with the classes of its data."""
-    wrong = [count for count in class_counts(model) if count.value != len(classes)]
+    """Compare the class counts of a model's heads with the classes of its data.
+
+    Of a panoptic model, whose boxes are things alone, those of things and stuff together.
+    """
+    counts = panoptic_counts(model) or class_counts(model)
+    wrong = [count for count in counts if count.value != len(classes)]
     if not wrong:
         return
     counts = ', '.join(f'{count.key}={count.value}' for count in wrong)
@@ -306,12 +311,10 @@ def check_single_class(model: Any) -> Iterator[Problem]:
 def is_class_agnostic(model: dict) -> bool:
     """Whether the counts of a model are none of its data's classes.
 
-    Proposals have no classes, trackers find one and are tested on data with more, models that
-    read a text count its words, and panoptic ones things and stuff apart.
+    Proposals have no classes, trackers find one and are tested on data with more, and models that
+    read a text count its words.
     """
     nodes = [node for _, node in walk(model)]
     kinds = {type_of(node) for node in nodes}
     keys = {key for node in nodes for key in node}
-    return 'RPN' in kinds or bool(
-        keys & {'tracker', 'language_model', 'text_encoder', THINGS, STUFF}
-    )
+    return 'RPN' in kinds or bool(keys & {'tracker', 'language_model', 'text_encoder'})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -25,6 +26,7 @@ SUFFIXES = {
 FORMATS = (*SUFFIXES, 'PPM', 'GIF')  # that are read at all; JPEG may turn out to be MPO
 TURNED = ('JPEG', 'MPO', 'PNG', 'TIFF')  # by OpenCV, as their EXIF entry asks for
 MOST_PIXELS = 2**30  # that OpenCV decodes
+BYTES_OF_PPM = re.compile(rb'P[14]|P[2356](?:\s+#[^\n]*|\s+\d+){2,9}?\s+255\s')
 BITS_PER_SAMPLE = 258  # TIFF's tag
 CONVERTED = {
     'I;16': '16 bits a channel, of which 8 are used',
@@ -122,6 +124,10 @@ def _decode_fully(content: bytes) -> _Decoded:
     """Look at all of an image: OpenCV fills what is missing with grey."""
     with open_image(io.BytesIO(content)) as image:
         check_pixels(image)
+        if image.format == 'PPM' and not BYTES_OF_PPM.match(content):
+            raise ValueError(
+                'OpenCV reads PPM and PGM files of 255 levels as others do: convert it'
+            )
         asked = orientation(image)
         turned = image.format in TURNED if asked not in (0, 1) else None
         is_deep = content[24:25] == b'\x10' if image.format == 'PNG' else _is_deep_tiff(image)

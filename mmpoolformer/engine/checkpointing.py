@@ -7,13 +7,18 @@ import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from mmengine.config import Config
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from ..adapt.edit import Edit
+from ..adapt.schedules import scale_rates
 from ..checkpoints import CheckpointError
 from ..checkpoints.sources import read_checkpoint
 from ..utils.errors import LaunchError, one_line
@@ -110,6 +115,11 @@ def _exists(path: Path) -> bool:
         return False
 
 
+def _first_rate(optim_wrapper: Any) -> float | None:
+    optimizer = getattr(optim_wrapper, 'optimizer', None)
+    return optimizer.param_groups[0]['lr'] if isinstance(optimizer, Optimizer) else None
+
+
 class ResumableRunner(Runner):
     """mmengine's runner, whose checkpoints are whole or not there, and whose data name files."""
 
@@ -127,6 +137,18 @@ class ResumableRunner(Runner):
         name_errors(dataloader.dataset)
         dataloader.worker_init_fn = WorkerSignals(dataloader.worker_init_fn)
         return dataloader
+
+    def scale_lr(self, optim_wrapper, auto_scale_lr: dict | None = None) -> None:
+        """Scale what schedules say of rates with the learning rate, which mmengine scales alone."""
+        before = _first_rate(optim_wrapper)
+        super().scale_lr(optim_wrapper, auto_scale_lr)
+        after = _first_rate(optim_wrapper)
+        if before and after != before:
+            edit = Edit(Config(dict(param_scheduler=self.param_schedulers)))
+            scale_rates(edit, after / before)
+            self.param_schedulers = edit.cfg.param_scheduler
+            for change in edit.changes:
+                self.logger.info(str(change))
 
     def resume(self, filename: str, *args, **kwargs) -> None:
         try:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import nn
 
 from ..datasets.label_maps import LabelsFit
-from ..utils.errors import DataError, LaunchError, one_line
+from ..utils.errors import DataError, LaunchError, join, one_line
 from .resumed import check_resumed, check_same_model
 
 
@@ -91,9 +96,10 @@ def check_weights(weights: dict, own: dict[str, torch.Tensor]) -> None:
         LaunchError: NaN or Inf, whole or complex numbers in the place of weights, or two tensors
             for one.
     """
-    twice = [key for key in weights if f'module.{key}' in weights]
+    names = Counter(map(_bare, weights))
+    twice = [key for key in weights if names[_bare(key)] > 1]
     if twice:
-        raise LaunchError(f'the checkpoint holds {twice[0]} twice, with module. before it, too')
+        raise LaunchError(f'the checkpoint holds {_bare(twice[0])} twice, as {join(twice)}')
     for key, value in weights.items():
         if not torch.is_tensor(value):
             continue
@@ -104,8 +110,26 @@ def check_weights(weights: dict, own: dict[str, torch.Tensor]) -> None:
             raise LaunchError(f'the checkpoint holds {value.dtype} in {key}: weights are floats')
 
 
-def _bare(key: str) -> str:
-    return key.removeprefix('module.') if isinstance(key, str) else key
+def watch_outputs(model: nn.Module) -> None:
+    """Stop where a part of a model puts out NaN: no box is left then, and of labels the first."""
+    for name, module in model.named_modules():
+        *_, parent, part = f'..{name}'.split('.')
+        part = parent if part.isdigit() else part  # of a cascade
+        if part in ('backbone', 'neck') or part.endswith('_head'):
+            module.register_forward_hook(partial(_refuse_nan, name))
+
+
+def _refuse_nan(name: str, module: nn.Module, inputs: tuple, outputs: Any) -> None:
+    parts = outputs.values() if isinstance(outputs, dict) else outputs
+    for part in parts if isinstance(outputs, (dict, list, tuple)) else ():
+        _refuse_nan(name, module, inputs, part)
+    if torch.is_tensor(outputs) and outputs.isnan().any():
+        raise LaunchError(f'{name} of the model puts out NaN: its weights are none to predict with')
+
+
+def _bare(key: Any) -> Any:
+    """The name under which mmengine loads a tensor; the dot in its pattern is any character."""
+    return re.sub(r'^module.', '', key) if isinstance(key, str) else key
 
 
 class CheckLoss(Hook):

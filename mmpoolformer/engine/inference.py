@@ -22,7 +22,7 @@ from ..utils.memory import reuse_freed_memory
 from .checks import CfgOptions, check_checkpoints, nearest
 from .dataset_meta import dataset_meta, meta_of_config
 from .exported import is_model_file, load_model_file
-from .hooks import check_weights
+from .hooks import check_weights, watch_outputs
 from .launch import CONFIG_HELP, load_config, require
 
 VISUALIZERS = {'mmdet': 'DetLocalVisualizer', 'mmseg': 'SegLocalVisualizer'}
@@ -190,6 +190,7 @@ def _inferencer_class(scope: str, exported: nn.Module | None) -> type[BaseInfere
             checkpoint = dict(checkpoint, meta=dict(dataset_meta=meta))
             super()._load_weights_to_model(model, checkpoint, cfg)
             model.dataset_meta['palette'] = meta['palette']  # tuples, for mmdet to draw with
+            watch_outputs(model)
 
     return Inferencer
 

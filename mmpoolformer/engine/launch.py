@@ -58,7 +58,7 @@ from .distributed import (
     leave_out_amp,
     prepare_cpu,
 )
-from .hooks import CheckLoadedWeights, CheckLoss
+from .hooks import CheckLoadedWeights, CheckLoss, watch_outputs
 from .lock import lock_work_dir
 from .loops import build_loops
 from .resumed import check_meta, warn_of_lost_state
@@ -329,6 +329,7 @@ def test(runner: Runner) -> dict:
         LaunchError: A file of the data set is missing or broken.
     """
     build_loops(runner, 'test')
+    watch_outputs(runner.model)
     try:
         return runner.test()
     except (DataError, FileNotFoundError) as error:

@@ -14,7 +14,8 @@ from .extras import require
 from .metadata import KEY, SUFFIXES, Metadata, files_of
 from .wrappers import IMAGE
 
-CONSTANTS = ('Const', 'Constant')  # by both names OpenVINO takes them
+CONSTANTS = ('const', 'constant')  # by both names OpenVINO takes them, in any case
+DEEPEST = 100  # OpenVINO walks a file by recursion
 # Of OpenVINO's types of constants.
 BITS = dict(f64=64, f32=32, f16=16, bf16=16, f8e4m3=8, f8e5m2=8, boolean=8, nf4=4)
 BITS |= {f'{sign}{bits}': bits for sign in 'iu' for bits in (4, 8, 16, 32, 64)}
@@ -121,10 +122,16 @@ def check_constants(path: Path) -> None:
         ValueError: Names the constant.
     """
     available = path.with_suffix('.bin').stat().st_size
-    for layer in ElementTree.parse(path).getroot().iter():
+    depth = 0
+    for event, layer in ElementTree.iterparse(path, ('start', 'end')):
+        depth += 1 if event == 'start' else -1
+        if depth > DEEPEST:
+            raise ValueError(f'it is more than {DEEPEST} elements deep')
+        if event == 'start':
+            continue
         if '{' in ''.join((layer.tag, *layer.attrib)):  # by which OpenVINO would find others
             raise ValueError(f'{layer.tag!a} is in a namespace')
-        if layer.tag != 'layer' or layer.get('type') not in CONSTANTS:
+        if layer.tag != 'layer' or layer.get('type', '').lower() not in CONSTANTS:
             continue
         data = layer.find('data')
         fields = {} if data is None else data.attrib

@@ -201,6 +201,8 @@ LAUGHS = '\n'.join(
         ('names: [screw, yes, washer]', 'True of type bool'),
         ('names: [screw, 1.5, washer]', '1.5 of type float'),
         ('names: {0: screw, 0: nut, 1: washer}', 'the key 0 stands twice'),
+        ('names: {0: screw, 1: nut, 1.0: washer}', 'the key 1.0 stands twice'),
+        ('nc: 4\nnames: [screw, nut, washer]', '3 names, and nc is 4'),
         ('names: [screw, "a\\e]0;b", washer]', r'\x1b]0;b'),
         (f'names: [screw, {"x" * 300}, washer]', 'up to 200'),
         (f'names: {"[" * 3000}', 'recursion'),

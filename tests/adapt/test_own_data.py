@@ -222,6 +222,24 @@ def test_the_batch_that_a_config_itself_says_goes_before_its_name(own_coco, tmp_
     assert new.optim_wrapper.optimizer.lr == pytest.approx(lr)
 
 
+def test_passes_of_a_repeated_data_set_are_epochs(own_coco):
+    cfg = read('mmdet::pascal_voc/retinanet_r50_fpn_1x_voc0712.py')  # 4 epochs, 3 passes each
+    files = own_coco / 'images', own_coco / 'all.json'
+    cfg.train_dataloader.batch_size = 8
+    cfg.train_cfg.max_epochs = 1000
+    assert use_dataset(cfg, *files).train_cfg.max_epochs == 3000
+    assert use_dataset(cfg, *files, epochs=5).train_cfg.max_epochs == 5
+
+
+def test_own_label_maps_need_images_of_their_own(own_label_maps):
+    cfg = read('sem-fpn_poolformer-s12_8xb4-40k_ade20k-512x512')
+    folders = own_label_maps / 'images', own_label_maps / 'labels'
+    options = dict(classes=own_label_maps / 'classes.txt', val_annotations=folders[1])
+    with pytest.raises(OwnDataError, match='--val-images'):
+        use_dataset(cfg, *folders, **options)
+    use_dataset(cfg, *folders, val_images=folders[0], **options)
+
+
 def test_an_iteration_based_schedule_is_shortened(own_label_maps):
     cfg = read('sem-fpn_poolformer-s12_8xb4-40k_ade20k-512x512')
     options = dict(classes=own_label_maps / 'classes.txt')

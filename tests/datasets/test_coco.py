@@ -14,6 +14,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmpoolformer.datasets import ERROR, WARNING, check_coco, check_image
 
 POLYGON = [5, 5, 20, 5, 20, 15]
+HUGE = [[1e18, 0, 5, 1e18, 3, 3]]
 
 
 def good_coco():
@@ -103,6 +104,12 @@ def test_a_filter_that_leaves_nothing(filter_cfg, folder):
         (changed('annotations', segmentation=[[1, 2, 3]]), ERROR, 'broken mask'),
         (changed('annotations', segmentation=[[], POLYGON]), ERROR, 'broken mask'),
         (changed('annotations', segmentation=[[1, 2, 3, 4], POLYGON]), ERROR, 'broken mask'),
+        (changed('annotations', bbox=[5, 5, 0, 0], segmentation=HUGE), ERROR, 'broken mask'),
+        (changed('annotations', bbox=[90, 5, 9, 9], segmentation=HUGE), ERROR, 'broken mask'),
+        (changed('annotations', ignore='0', segmentation=HUGE), ERROR, 'broken mask'),
+        (changed('annotations', ignore='0'), WARNING, 'ignored annotation'),
+        (changed('categories', name='dog'), ERROR, 'category names used twice'),
+        (changed('images', file_name='./2.png'), ERROR, 'image files listed twice'),
         (changed('annotations', id=0), WARNING, 'annotation id 0'),
         (changed('annotations', id=2**53 + 1), ERROR, 'id in annotations too large'),
         (changed('images', id=-(2**60)), ERROR, 'id in images too large'),

@@ -220,6 +220,43 @@ def test_a_metric_of_each_joined_data_set_reads_its_file(digits_root):
     assert list(check_evaluation(cfg)) == []
 
 
+@pytest.mark.parametrize(
+    'change, word',
+    [
+        (dict(drop_last=True), 'drop_last'),
+        (dict(batch_sampler=dict(type='BatchSampler', drop_last=True)), 'drop_last'),
+        (dict(sampler=dict(type='ClassAwareSampler')), 'DefaultSampler'),
+        (dict(dataset=dict(type='RepeatDataset', times=2)), 'several times'),
+        (dict(dataset=dict(pipeline=[dict(type='RandomFlip', prob=0.5)])), 'moves objects'),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize('config', [RETINANET, SEM_FPN], ids=['boxes', 'labels'])
+def test_an_evaluation_sees_each_image_once_as_it_is(config, change, word):
+    cfg = Config.fromfile(config)
+    assert not list(check_evaluation(cfg))
+    dataset = cfg.val_dataloader.dataset
+    if 'dataset' in change:
+        inner = dict(dataset=dataset) if 'times' in change['dataset'] else dataset
+        cfg.val_dataloader.dataset = dict(inner, **change['dataset'])
+    else:
+        cfg.val_dataloader.update(change)
+    problems = [problem for problem in check_evaluation(cfg) if word in problem.detail]
+    is_fine = word == 'moves objects' and config == SEM_FPN  # labels are moved along
+    assert [problem.level for problem in problems] == ([] if is_fine else [ERROR])
+
+
+def test_joined_images_of_one_id_need_a_metric_each(digits_root):
+    cfg = Config.fromfile(RETINANET)
+    leaf = dict(cfg.val_dataloader.dataset, data_root=f'{digits_root}/')
+    names = ('training', 'validation')
+    leaves = [dict(leaf, ann_file=f'annotations/instances_{name}.json') for name in names]
+    cfg.val_dataloader.dataset = dict(type='ConcatDataset', datasets=leaves)
+    cfg.val_evaluator = dict(type='CocoMetric', metric='bbox')
+    (problem,) = check_evaluation(cfg)
+    assert problem.level == ERROR and problem.kind == 'images of one id'
+
+
 @pytest.mark.parametrize('key, where', [('indices', 'dataset'), ('drop_last', None)])
 def test_a_part_of_the_images_is_not_scored_as_all(key, where, digits_root):
     cfg = Config.fromfile(RETINANET)

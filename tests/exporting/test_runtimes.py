@@ -68,7 +68,7 @@ def test_what_is_no_image(shape, kind, row_fifty):
         ('element_type="f32" shape="2, 3" offset="0" size="24" xmlns:a="b" a:c="d"', False),
     ],
 )
-@pytest.mark.parametrize('kind', ['Const', 'Constant'])
+@pytest.mark.parametrize('kind', ['Const', 'Constant', 'CONSTANT'])
 def test_constants_are_no_larger_than_their_file(kind, data, is_sound, tmp_path):
     layer = f'<layer id="0" name="a" type="{kind}"><data {data}/></layer>'
     (tmp_path / 'a.xml').write_text(f'<net><layers>{layer}</layers></net>')
@@ -79,6 +79,13 @@ def test_constants_are_no_larger_than_their_file(kind, data, is_sound, tmp_path)
     with pytest.raises(ValueError, match=r'constant|namespace'):
         check_constants(tmp_path / 'a.xml')
     with pytest.raises(LaunchError, match='openvino cannot load'):
+        open_model(tmp_path / 'a.xml')
+
+
+def test_a_file_that_is_nested_deeply_is_refused(tmp_path):
+    (tmp_path / 'a.xml').write_text('<net>' + 20_000 * '<a>' + 20_000 * '</a>' + '</net>')
+    (tmp_path / 'a.bin').write_bytes(b'')
+    with pytest.raises(LaunchError, match='more than 100 elements deep'):
         open_model(tmp_path / 'a.xml')
 
 

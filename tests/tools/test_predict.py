@@ -315,8 +315,9 @@ def test_weights_that_do_not_fit_are_named(detector, segmentor, images, tmp_path
         (lambda key, value: {key: (100 * value).to(torch.int8)}, 'torch.int8 in backbone'),
         (lambda key, value: {key: value + 1j}, 'torch.complex64 in backbone'),
         (lambda key, value: {key: value, f'module.{key}': 0 * value}, 'twice'),
+        (lambda key, value: {key: value, f'module_{key}': 0 * value}, 'twice'),
     ],
-    ids=['nan', 'int8', 'complex', 'twice'],
+    ids=['nan', 'int8', 'complex', 'twice', 'twice by pattern'],
 )
 @pytest.mark.parametrize('tool', ['predict', 'test'])
 def test_weights_that_are_none_are_named(
@@ -337,6 +338,28 @@ def test_weights_that_are_none_are_named(
         ],
     )[tool]
     assert word in tool_error(capsys, tool, config, tmp_path / 'bad.pth', *more)
+
+
+@pytest.mark.parametrize('tool', ['predict', 'test'])
+@pytest.mark.parametrize('kind', ['detector', 'segmentor'])
+def test_weights_that_put_out_nan_are_named(
+    kind, tool, request, digits_root, images, tmp_path, capsys
+):
+    config, checkpoint = request.getfixturevalue(kind)
+    weights = torch.load(checkpoint, weights_only=False)
+    for key, value in weights['state_dict'].items():
+        if key.startswith('backbone') and 'layer_scale_2' in key:
+            value.fill_(3e38)
+    torch.save(weights, tmp_path / 'bad.pth')
+    options = [f'test_dataloader.dataset.data_root={digits_root}/']
+    if kind == 'detector':
+        truth = f'{digits_root}/annotations/instances_validation.json'
+        options.append(f'test_evaluator.ann_file={truth}')
+    more = dict(
+        predict=[images[0], '--out', tmp_path],
+        test=['--work-dir', tmp_path, '--cfg-options', *options],
+    )[tool]
+    assert 'puts out NaN' in tool_error(capsys, tool, config, tmp_path / 'bad.pth', *more)
 
 
 def test_the_config_inside_a_checkpoint_is_not_executed(detector, images, tmp_path):

@@ -20,7 +20,7 @@ from .errors import OwnDataError
 from .schedule import set_batch_size, set_schedule
 from .segmentation import label_map_data, put_label_map_data
 from .sizes import set_image_size
-from .wrapped import only_leaf
+from .wrapped import only_leaf, repeats
 
 
 class Adapted(NamedTuple):
@@ -124,7 +124,7 @@ def adapt(
     set_image_size(edit, image_size)
     set_class_counts(edit, len(data.classes))
     set_batch_size(edit, batch_size, is_swapped=arch is not None)
-    set_schedule(edit, data.train_count, epochs)
+    set_schedule(edit, data.train_count, epochs, repeats(cfg.train_dataloader))
     if edit.cfg.get('data_source'):
         source = f'your own data in {data.train.images}'
         edit.set(('data_source',), source, 'said where it is missing')

@@ -154,7 +154,7 @@ def _read_voc(
     try:
         annotation = globox.Annotation.from_pascal_voc(path)
         objects = ElementTree.parse(path).getroot().iter('object')
-        difficult = [(node.findtext('difficult') or '0').strip() == '1' for node in objects]
+        difficult = [_is_difficult(node) for node in objects]
     except Exception as error:  # also a ValueError or an assertion of the library
         raise OwnDataError(
             f'{path} cannot be read as Pascal VOC ({first_line(error)}): {VOC_NEEDS}'
@@ -177,6 +177,13 @@ def _read_voc(
                 'classes (--classes)'
             )
     return annotation.boxes, difficult, 0
+
+
+def _is_difficult(node: ElementTree.Element) -> bool:
+    text = (node.findtext('difficult') or '0').strip()
+    if text not in ('0', '1'):
+        raise ValueError(f'<difficult> is {text!r}, not 0 or 1')
+    return text == '1'
 
 
 def _read_yolo(

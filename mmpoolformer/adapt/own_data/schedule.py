@@ -63,13 +63,14 @@ def _named_batch_size(cfg: Config) -> int | None:
     return int(named[1]) * int(named[2]) if named else None
 
 
-def set_schedule(edit: Edit, images: int, epochs: int | None) -> None:
+def set_schedule(edit: Edit, images: int, epochs: int | None, repeated: int = 1) -> None:
     """Give small data sets enough steps, and none more than the config has.
 
     Args:
         edit: The config that is changed.
         images: Number of training images.
         epochs: Passes over them; ``None`` for the config's, but at least 1,000 steps.
+        repeated: How often an epoch of the config sees an image.
     """
     reason = 'as you asked for' if epochs else f'a sensible length for {images} images'
     train_cfg = edit.cfg.get('train_cfg') or {}
@@ -81,7 +82,7 @@ def set_schedule(edit: Edit, images: int, epochs: int | None) -> None:
         _set_length(edit, 'max_iters', old, new, reason, by_epoch=False)
     elif 'max_epochs' in train_cfg:
         old = train_cfg['max_epochs']
-        new = epochs or max(old, math.ceil(LEAST_STEPS / per_epoch))
+        new = epochs or max(old * repeated, math.ceil(LEAST_STEPS / per_epoch))
         _set_length(edit, 'max_epochs', old, new, reason, by_epoch=True)
         _shorten_warm_up(edit, new * per_epoch)
 

@@ -51,10 +51,12 @@ def label_map_data(
     pairs, suffixes = _pairs(whole)
     _check_labels(whole, pairs, suffixes, names, reduce_zero_label, ignore_index)
     if val_annotations is not None:
-        val = Part(
-            folder(val_images if val_images is not None else images, 'val_images'),
-            folder(val_annotations, 'val_annotations'),
-        )
+        if val_images is None:
+            raise OwnDataError(
+                f'{val_annotations} would be read as the label maps of the training images: give '
+                'val_images (--val-images), the images that they belong to'
+            )
+        val = Part(folder(val_images, 'val_images'), folder(val_annotations, 'val_annotations'))
         if _pairs(val)[1] != suffixes:
             raise OwnDataError(f'{val.images} has other suffixes than {whole.images}: {suffixes}')
         train, count = whole, len(pairs)

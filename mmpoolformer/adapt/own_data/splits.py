@@ -123,9 +123,9 @@ class _UniqueKeys(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for key, count in Counter(map(repr, keys)).items() if count > 1]
+        twice = [key for position, key in enumerate(keys) if key in keys[:position]]
         if twice:
-            raise ValueError(f'the key {twice[0]} stands twice')
+            raise ValueError(f'the key {twice[0]!r} stands twice')
         return super().construct_mapping(node, deep)
 
 
@@ -138,6 +138,8 @@ def _yaml_names(text: str) -> list:
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list):
         raise ValueError('it has no names, a list or numbered from 0')
+    if is_integer(content.get('nc')) and content['nc'] != len(names):
+        raise ValueError(f'it has {len(names)} names, and nc is {content["nc"]}')
     return names
 
 
@@ -164,6 +166,7 @@ def write_part(path: Path, text: str) -> None:
         OwnDataError: There is another choice, or the file cannot be written.
     """
     try:
+        check_regular(path)
         if path.exists() and path.read_text(encoding='utf-8') != text:
             raise OwnDataError(
                 f'{path} holds another choice of images, which a config may rely on: remove it, or '

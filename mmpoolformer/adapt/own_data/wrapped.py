@@ -24,7 +24,7 @@ def only_leaf(edit: Edit, split: str) -> tuple[tuple, dict]:
     """The place for one's own data set, and the data set whose pipeline it takes over.
 
     Several that are joined are replaced by one, and none is repeated, as the length of the training
-    is counted in images; other wrappers stay.
+    is counted in images (see :func:`repeats`); other wrappers stay.
 
     Raises:
         OwnDataError: The split has no data set with a pipeline.
@@ -39,6 +39,15 @@ def only_leaf(edit: Edit, split: str) -> tuple[tuple, dict]:
         if 'datasets' in node or type_of(node) == 'RepeatDataset'
     ]
     return (replaced[0] if replaced else found[0][0]), found[0][1]
+
+
+def repeats(loader: dict) -> int:
+    """How often an epoch of a data loader's data set sees an image of the first that is joined."""
+    times, node = 1, loader['dataset']
+    while node.get('dataset') or node.get('datasets'):
+        times *= node.get('times', 1) if type_of(node) == 'RepeatDataset' else 1
+        node = node.get('dataset') or node['datasets'][0]
+    return times
 
 
 def watch_metric(edit: Edit, start: str, metric: str) -> None:
