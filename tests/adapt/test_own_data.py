@@ -270,7 +270,7 @@ BAD_COCO = {
     'no categories': (rewrite(lambda c: c.pop('categories')), ['categories']),
     'a class twice': (
         rewrite(lambda c: c['categories'].append(dict(id=99, name='nut'))),
-        ["'nut' stands twice"],
+        ['names used twice', "'nut'"],
     ),
     'one image': (
         rewrite(lambda c: c.update(images=c['images'][:1])),

@@ -10,12 +10,15 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
 
+from mmpoolformer.adapt.zoo import find_config
 from mmpoolformer.datasets import ERROR, WARNING
 from mmpoolformer.datasets.evaluation import check_evaluation
 from mmpoolformer.datasets.fit import (
     check_categories,
+    check_counts,
     check_fit,
     check_single_class,
+    is_class_agnostic,
     name_counts,
     read_categories,
 )
@@ -398,6 +401,31 @@ def test_metainfo_of_another_data_set(own_labels, tmp_path, capsys):
 
     for message in refusals(SEM_FPN, own_labels([1, 2, 3, 4]), tmp_path, capsys, change):
         assert 'num_classes=4' in message and '7 classes: brick, grass' in message
+
+
+@pytest.mark.parametrize(
+    'things, stuff, classes, is_right',
+    [(3, 0, 'abc', True), (2, 0, 'abc', False), (2, 1, 'abc', True), (3, 1, 'abc', False)],
+)
+def test_things_and_stuff_are_the_classes(things, stuff, classes, is_right):
+    """Of Mask2Former and Panoptic FPN, whose boxes are those of things."""
+    head = dict(num_things_classes=things, num_stuff_classes=stuff)
+    model = dict(panoptic_head=head, roi_head=dict(bbox_head=dict(num_classes=things)))
+    assert not is_class_agnostic(model)
+    assert bool(list(check_counts(model, tuple(classes), 'train'))) is not is_right
+
+
+def test_orders_of_classes_are_compared_for_mask2former(digits_root):
+    cfg = Config.fromfile(find_config('mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py'))
+    leaf = Config.fromfile(MASK_RCNN).train_dataloader.dataset
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset = dict(leaf, data_root=f'{digits_root}/')
+        cfg[f'{split}_evaluator'] = None
+    for part in (cfg.model.panoptic_head, cfg.model.panoptic_fusion_head):
+        part.update(num_things_classes=10, num_stuff_classes=0)
+    assert not list(check_fit(cfg))
+    set_classes(cfg, DIGITS[::-1], 'val')
+    assert 'data sets of different classes' in [problem.kind for problem in check_fit(cfg)]
 
 
 @pytest.mark.parametrize('where', ['first', 'last', 'twice'])

@@ -209,6 +209,15 @@ def test_auto_scale_lr_counts_accumulated_gradients(trained, tmp_path):
     assert 'LR is set based on batch size of 8.0 and the current batch size is 2' in log
 
 
+def test_auto_scale_lr_scales_the_least_rate(trained, tmp_path):
+    options, *_ = trained(SEM_FPN)
+    options = [*options, 'param_scheduler.0.eta_min=1e-5']
+    run_tool('train', SEM_FPN, '--work-dir', tmp_path, '--auto-scale-lr', *options)
+    state = torch.load(next(tmp_path.glob('*.pth')), weights_only=False)
+    assert state['param_schedulers'][0]['eta_min'] == pytest.approx(1e-5 * 2 / 32)
+    assert 'eta_min: 1e-05 → 6.25e-07' in next(tmp_path.glob('*/*.log')).read_text()
+
+
 def test_default_work_dir(trained, monkeypatch, tmp_path):
     options, *_ = trained(SEM_FPN)
     monkeypatch.chdir(tmp_path)
