@@ -2,6 +2,8 @@
 
 import argparse
 
+from mmengine.hooks import EMAHook
+
 from mmpoolformer.engine.dataset_meta import check_class_order, meta_of_config
 from mmpoolformer.engine.exported import is_model_file, load_model_file, prepare_config
 from mmpoolformer.engine.inference import add_deploy_arguments, deploy, misfit
@@ -70,6 +72,8 @@ def load_whole_model(runner, checkpoint):
         raise LaunchError(f'{checkpoint} does not fit the test set: {error}') from error
     if warning:
         runner.logger.warning(warning)
+    # Its average is what the weights are, and a compiled model cannot be copied for it again.
+    runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, EMAHook)]
 
 
 def draw_predictions(cfg, show_dir):
@@ -102,14 +106,15 @@ DETECTION_TTA_MODEL = dict(
 
 
 def flipped(pipeline):
-    """A test pipeline with both flips, before the true boxes, which stay as they are."""
+    """A test pipeline with both flips, before the true boxes, which stay as they are, and Pad."""
     *steps, pack = pipeline
-    loaders = [step for step in steps if type_of(step) == 'LoadAnnotations']
-    steps = [step for step in steps if type_of(step) != 'LoadAnnotations']
+    # What DetTTAModel turns back is the image without padding.
+    late = [step for step in steps if type_of(step) in ('LoadAnnotations', 'Pad')]
+    steps = [step for step in steps if step not in late]
     meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
     pack = dict(pack, meta_keys=(*meta_keys, 'flip', 'flip_direction'))
     flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-    augment = [flips, *([loader] for loader in loaders), [pack]]
+    augment = [flips, *([step] for step in late), [pack]]
     return [*steps, dict(type='TestTimeAug', transforms=augment)]
 
 

@@ -1,3 +1,3 @@
 _base_ = './sem-fpn_poolformer-s12_digits.py'
 
-model = dict(backbone=dict(type='MetaFormer', arch='caformer_s18'))
+model = dict(backbone=dict(type='MetaFormer', arch='caformer_s18', layer_scale_init_value=None))

@@ -7,23 +7,24 @@ by a rule of theirs (they skip, clip or convert it) is a warning that says so.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from xml.etree import ElementTree
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
 from ..registry import import_custom_modules
 from ..utils.config_tree import walk
-from ..utils.errors import LaunchError, one_line
+from ..utils.errors import LaunchError, one_line, some
 from .coco import check_coco
 from .fit import SPLITS, check_fit
 from .images import check_image
 from .label_maps import check_pair
-from .problems import ERROR, Problem
+from .problems import ERROR, WARNING, Problem
 from .readers import (
     annotation_file,
     classes_of,
@@ -96,6 +97,8 @@ def check_dataset(node: dict, title: str, workers: int, progress: Callable) -> I
         infos = [dataset.get_data_info(i) for i in range(len(dataset))]
         if not infos:
             yield Problem(ERROR, 'empty data set', title, 'no image was found')
+        if infos and infos[0].get('xml_path'):
+            yield from _check_names(infos, dataset.metainfo['classes'], title)
         if infos and infos[0].get('seg_map_path') and 'reduce_zero_label' in infos[0]:
             count = len(dataset.metainfo['classes'])
             jobs = [partial(check_pair, info, count, scales) for info in infos]
@@ -105,6 +108,21 @@ def check_dataset(node: dict, title: str, workers: int, progress: Callable) -> I
         results = map(_call, jobs) if pool is None else pool.map(_call, jobs, chunksize=16)
         for problems in progress(results, len(jobs), title):
             yield from problems
+
+
+def _check_names(infos: list[dict], classes: Sequence[str], title: str) -> Iterator[Problem]:
+    """Compare the names in Pascal VOC files with the classes: mmdet passes over all others."""
+    found: set[str] = set()
+    for info in infos:
+        with suppress(OSError, ElementTree.ParseError):  # which the sample itself shows
+            nodes = ElementTree.parse(info['xml_path']).iter('object')
+            found.update(node.findtext('name', '') for node in nodes)
+    others, never = sorted(found - set(classes)), [name for name in classes if name not in found]
+    if others:
+        detail = f'{some(others)} are objects of the files and no classes'
+        detail += f', and {some(never)} are classes that never occur' if never else ''
+        level = ERROR if never else WARNING
+        yield Problem(level, 'category not trained, skipped', title, detail)
 
 
 def check_sample(dataset, index: int) -> list[Problem]:

@@ -300,7 +300,7 @@ def _decode_runs(text: str) -> list[int] | None:
     value, shift = 0, 0
     for character in text:
         bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 60:
+        if not 0 <= bits < 64 or shift >= 30:  # COCO's tools compute with 32 bits
             return None
         value |= (bits & 31) << shift
         shift += 5

@@ -20,11 +20,23 @@ from .readers import annotation_file, is_leaf
 JOINED = 'MultiDatasetsEvaluator'  # has a metric for each data set
 SAMPLERS = ('ClassAwareSampler', 'GroupMultiSourceSampler', 'InfiniteSampler', 'MultiSourceSampler')
 REPEATING = ('RepeatDataset', 'ClassBalancedDataset')
-# Of mmdet, whose metrics read the true boxes from the file.
-MOVING = (
-    'CachedMixUp', 'CachedMosaic', 'CopyPaste', 'Expand', 'MinIoURandomCrop', 'MixUp', 'Mosaic',
-    'RandomAffine', 'RandomCenterCropPad', 'RandomCrop', 'RandomFlip', 'RandomShift',
-)  # fmt: skip
+# What must not be in a pipeline of evaluation, and what it does, by toolbox.
+LEFT_BEHIND = 'moves objects, and the true boxes stay'
+MOVING = {
+    'mmdet': dict.fromkeys(
+        (
+            'AutoAugment', 'CachedMixUp', 'CachedMosaic', 'CopyPaste', 'Expand', 'GeomTransform',
+            'MinIoURandomCrop', 'MixUp', 'Mosaic', 'RandAugment', 'RandomAffine',
+            'RandomCenterCropPad', 'RandomCrop', 'RandomFlip', 'RandomShift', 'Rotate', 'ShearX',
+            'ShearY', 'TranslateX', 'TranslateY',
+        ),
+        LEFT_BEHIND,
+    ),
+    'mmseg': dict(
+        Pad='pads an image, and mmseg stretches its label map: data_preprocessor pads rightly',
+        RandomFlip='turns an image, which mmseg turns back, and leaves the labels turned',
+    ),
+}  # fmt: skip
 REMEDY = 'Give the metric the ann_file of its data set'
 
 
@@ -34,7 +46,7 @@ class Image(NamedTuple):
     Attributes:
         name: Without folders.
         size: Width and height in pixels.
-        boxes: Category, x, y, width and height of each object.
+        boxes: Name of the category, x, y, width and height of each object.
     """
 
     name: str
@@ -60,7 +72,7 @@ def check_evaluation(cfg: Config) -> Iterator[Problem]:
         ]
         evaluator = cfg.get(f'{split}_evaluator')
         if evaluator:
-            moving = MOVING if cfg.get('default_scope') == 'mmdet' else ()
+            moving = MOVING.get(cfg.get('default_scope'), {})
             yield from _check_loader(loader, f'{split}_dataloader', moving)
         metrics = list(walk(evaluator, (f'{split}_evaluator',)))
         if len(leaves) > 1 and any(_takes_images_by_id(node) for _, node in metrics):
@@ -88,7 +100,7 @@ def check_evaluation(cfg: Config) -> Iterator[Problem]:
             yield Problem(WARNING, 'images that are not evaluated', f'{split}_dataloader', detail)
 
 
-def _check_loader(loader: dict, where: str, moving: tuple) -> Iterator[Problem]:
+def _check_loader(loader: dict, where: str, moving: dict[str, str]) -> Iterator[Problem]:
     """Find what shows a model other images than those of the data set, each once as it is."""
     if loader.get('drop_last') or (loader.get('batch_sampler') or {}).get('drop_last'):
         detail = 'drop_last leaves out the images of the last batch: set drop_last=False'
@@ -97,14 +109,18 @@ def _check_loader(loader: dict, where: str, moving: tuple) -> Iterator[Problem]:
     if sampler in SAMPLERS:
         detail = f'{sampler} takes images more or less often than once: take DefaultSampler'
         yield Problem(ERROR, 'images that are not evaluated once', f'{where}.sampler', detail)
-    for at, node in walk(loader.get('dataset'), (where, 'dataset')):
+    nodes = list(walk(loader.get('dataset'), (where, 'dataset')))
+    merged = [at for at, node in nodes if type_of(node) == 'TestTimeAug']  # which turns all back
+    for at, node in nodes:
         kind, here = type_of(node), '.'.join(map(str, at))
+        if any(at[: len(path)] == path for path in merged):
+            continue
         if kind in REPEATING:
             detail = f'{kind} shows images several times: take the data set inside of it'
             yield Problem(ERROR, 'images that are not evaluated once', here, detail)
         is_off = node.get('prob') == 0 or node.get('test_mode')
         if kind in moving and not is_off:
-            detail = f'{kind} moves objects, and the true boxes stay: take it out of this pipeline'
+            detail = f'{kind} {moving[kind]}: take it out of this pipeline'
             yield Problem(ERROR, 'images that are changed in evaluation', here, detail)
 
 
@@ -176,16 +192,18 @@ def _images(path: Path) -> dict[Any, Image] | None:
     images = {}
     try:
         content = json.loads(path.read_bytes())
+        names = {c['id']: c['name'] for c in content.get('categories') or ()}
         for image in content['images']:
             name = str(image.get('file_name') or image['coco_url']).rsplit('/', 1)[-1]
             size = image.get('width'), image.get('height')
             images[image['id']] = Image(name, size, [])
         for annotation in content.get('annotations') or ():
             if 'bbox' in annotation and annotation.get('image_id') in images:  # panoptic have none
-                box = (annotation['category_id'], *annotation['bbox'])
+                box = annotation['bbox']
                 if not all(map(is_number, box)):
                     return None
-                images[annotation['image_id']].boxes.append(box)
+                name = str(names.get(annotation['category_id']))
+                images[annotation['image_id']].boxes.append((name, *box))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return images

@@ -24,6 +24,7 @@ SUFFIXES = {
     'WEBP': ('.webp',),
 }
 FORMATS = (*SUFFIXES, 'PPM', 'GIF')  # that are read at all; JPEG may turn out to be MPO
+UNTURNED = ('BMP', 'GIF', 'PPM', 'WEBP')
 TURNED = ('JPEG', 'MPO', 'PNG', 'TIFF')  # by OpenCV, as their EXIF entry asks for
 MOST_PIXELS = 2**30  # that OpenCV decodes
 BYTES_OF_PPM = re.compile(rb'P[14]|P[2356](?:\s+#[^\n]*|\s+\d+){2,9}?\s+255\s')
@@ -176,12 +177,20 @@ def orientation(image: Image.Image) -> int:
     return exif.get(ExifTags.Base.Orientation, 1)
 
 
+def _may_be_turned(image: Image.Image) -> bool:
+    """Whether there is an entry in which OpenCV may see an orientation, whatever PIL sees.
+
+    In PNG it may stand behind the pixels.
+    """
+    segments = getattr(image, 'applist', None)
+    return segments is None or any(name == 'APP1' for name, _ in segments)
+
+
 def decoded_shape(path: str | Path) -> tuple[int, int]:
     """Height and width as mmcv decodes it, from the header alone unless it says to turn it."""
     check_regular(path)
     with open_image(path) as image:
         check_pixels(image)
-        # In PNG the entry may stand behind the pixels.
-        if image.format != 'PNG' and orientation(image) in (0, 1):
+        if image.format in UNTURNED or not _may_be_turned(image):
             return image.height, image.width
     return mmcv.imread(str(path)).shape[:2]

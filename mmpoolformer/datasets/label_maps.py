@@ -91,6 +91,9 @@ def labels_in(path: str) -> set[int]:
     return {int(value) for value in np.unique(read_labels(path))}
 
 
+SPREAD = (b'\x02\x00', b'\x04\x00')  # bits and kind of colour in a PNG: greys of 2 and 4 bits
+
+
 def read_labels(path: str | Path) -> np.ndarray:
     """A label map as Pillow decodes it, with all its bits.
 
@@ -99,6 +102,13 @@ def read_labels(path: str | Path) -> np.ndarray:
         ValueError: It is too large, or of numbers that are none of classes.
     """
     check_regular(path)
+    with open(path, 'rb') as file:
+        header = file.read(26)
+    if header[:4] == b'\x89PNG' and header[24:] in SPREAD:
+        raise ValueError(
+            f'its {2 ** header[24]} levels of grey are spread over 0 to 255 when it is read: save '
+            'it with 8 bits'
+        )
     with open_image(path) as image:
         check_pixels(image)
         labels = np.array(image)

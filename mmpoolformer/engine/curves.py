@@ -9,12 +9,13 @@ import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 
-from ..utils.errors import LaunchError, one_line, some
+from ..utils.errors import LaunchError, join, one_line, some
 from ..utils.files import replacing
 from .checks import nearest
 from .scalars import Points, Run, read_run
 
 PICTURE = 'curves.png'
+FORMATS = ('.png', '.pdf', '.svg')  # not TeX's, in which the names of metrics would be code
 MOST_PANELS = 12  # of metrics, where none are asked for
 MOST_LINES = 8  # that a panel holds and an eye tells apart
 # Names of metrics of all classes and sizes, which are drawn before those of single ones.
@@ -117,14 +118,13 @@ def draw(panels: list[Panel], path: Path, title: str) -> None:
         title: Its heading.
 
     Raises:
-        LaunchError: matplotlib writes no file of that ending, or it cannot be written.
+        LaunchError: It is no picture by its ending, or cannot be written.
     """
     from matplotlib.figure import Figure  # takes a second, and no part in a training
 
     figure = Figure(figsize=(9, 0.6 + 2.4 * len(panels)), layout='constrained')
-    formats = figure.canvas.get_supported_filetypes()
-    if path.suffix[1:].lower() not in formats:
-        raise LaunchError(f'{path}: a picture ends in .{", .".join(sorted(formats))}')
+    if path.suffix.lower() not in FORMATS:
+        raise LaunchError(f'{path}: a picture ends in {join(FORMATS)}')
     figure.suptitle(title, fontsize=10, parse_math=False)
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for axis, panel in zip(axes, panels):

@@ -119,7 +119,7 @@ class Explainer:
             activations = [features[0] for features in cam.activations_and_grads.activations]
         finally:
             cam.activations_and_grads.release()
-        height, width = samples[0].img_shape[:2]
+        height, width = _resized(samples[0])
         shares = height / images.shape[-2], width / images.shape[-1]
         rgb = frame.rgb()
         size = rgb.shape[1::-1]
@@ -249,6 +249,16 @@ def _with_gradient(scores: Tensor) -> Tensor:
             'Grad-CAM needs them; take another NMS in model.test_cfg'
         )
     return scores
+
+
+def _resized(sample) -> tuple[int, int]:
+    """Height and width of an image as the model sees it, without what Pad or others add."""
+    factors = sample.metainfo.get('scale_factor')
+    if factors is None:
+        return sample.img_shape[:2]
+    sizes = zip(sample.ori_shape, factors[::-1], sample.img_shape)
+    height, width = (min(round(side * factor), seen) for side, factor, seen in sizes)
+    return height, width
 
 
 def _without_padding(values: np.ndarray, shares: tuple[float, float]) -> np.ndarray:

@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from mmengine.infer import BaseInferencer
@@ -102,6 +103,7 @@ def load_inferencer(args: argparse.Namespace) -> BaseInferencer:
         CheckpointError: The checkpoint cannot be read.
     """
     reuse_freed_memory()
+    matplotlib.rcParams['text.parse_math'] = False  # names of classes are drawn as they are
     device = _check_device(args.device)
     cfg = load_config(args)
     require(cfg, 'test_dataloader.dataset.pipeline', 'to predict')

@@ -17,7 +17,8 @@ IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.p
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.gif')
 
 
-PLAYLISTS = (b'#EXTM3U', b'ffconcat', b'\xef\xbb\xbf#EXTM3U')  # of which FFmpeg opens the members
+# Of playlists FFmpeg opens the members, also where they stand behind tags of sound files.
+PLAYLISTS = (b'#EXTM3U', b'ffconcat', b'\xef\xbb\xbf#EXTM3U', b'ID3')
 
 
 class Inputs(NamedTuple):

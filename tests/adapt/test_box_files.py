@@ -200,6 +200,8 @@ LAUGHS = '\n'.join(
         ('names: {0: screw, 1: null, 2: washer}', 'class 1 is empty'),
         ('names: [screw, yes, washer]', 'True of type bool'),
         ('names: [screw, 1.5, washer]', '1.5 of type float'),
+        ('names: [screw, 010, washer]', "'010' is the number 8"),
+        ('names: [screw, 12:30, washer]', 'the number 750 in YAML'),
         ('names: {0: screw, 0: nut, 1: washer}', 'the key 0 stands twice'),
         ('names: {0: screw, 1: nut, 1.0: washer}', 'the key 1.0 stands twice'),
         ('nc: 4\nnames: [screw, nut, washer]', '3 names, and nc is 4'),

@@ -14,6 +14,8 @@ from mmcv.transforms import LoadImageFromFile
 from mmpoolformer.datasets import ERROR, WARNING, check_coco, check_image
 
 POLYGON = [5, 5, 20, 5, 20, 15]
+# One run of all 1,200 pixels, in seven characters: COCO's tools shift beyond 32 bits.
+LONG_RUN = ''.join(chr(48 + bits) for bits in (48, 37, 33, 32, 32, 32, 0))
 HUGE = [[1e18, 0, 5, 1e18, 3, 3]]
 
 
@@ -104,6 +106,7 @@ def test_a_filter_that_leaves_nothing(filter_cfg, folder):
         (changed('annotations', segmentation=[[1, 2, 3]]), ERROR, 'broken mask'),
         (changed('annotations', segmentation=[[], POLYGON]), ERROR, 'broken mask'),
         (changed('annotations', segmentation=[[1, 2, 3, 4], POLYGON]), ERROR, 'broken mask'),
+        (changed('annotations', segmentation=dict(MASK, counts=LONG_RUN)), ERROR, 'broken mask'),
         (changed('annotations', bbox=[5, 5, 0, 0], segmentation=HUGE), ERROR, 'broken mask'),
         (changed('annotations', bbox=[90, 5, 9, 9], segmentation=HUGE), ERROR, 'broken mask'),
         (changed('annotations', ignore='0', segmentation=HUGE), ERROR, 'broken mask'),

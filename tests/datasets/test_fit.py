@@ -223,6 +223,9 @@ def test_a_metric_of_each_joined_data_set_reads_its_file(digits_root):
     assert list(check_evaluation(cfg)) == []
 
 
+TTA = dict(type='TestTimeAug', transforms=[[dict(type='RandomFlip', prob=1.0)]])
+
+
 @pytest.mark.parametrize(
     'change, word',
     [
@@ -230,7 +233,10 @@ def test_a_metric_of_each_joined_data_set_reads_its_file(digits_root):
         (dict(batch_sampler=dict(type='BatchSampler', drop_last=True)), 'drop_last'),
         (dict(sampler=dict(type='ClassAwareSampler')), 'DefaultSampler'),
         (dict(dataset=dict(type='RepeatDataset', times=2)), 'several times'),
-        (dict(dataset=dict(pipeline=[dict(type='RandomFlip', prob=0.5)])), 'moves objects'),
+        (dict(dataset=dict(pipeline=[dict(type='RandomFlip', prob=0.5)])), 'RandomFlip'),
+        (dict(dataset=dict(pipeline=[dict(type='TranslateX')])), 'TranslateX moves'),
+        (dict(dataset=dict(pipeline=[dict(type='Pad')])), 'Pad pads'),
+        (dict(dataset=dict(pipeline=[TTA])), 'RandomFlip'),
     ],
     ids=str,
 )
@@ -245,8 +251,21 @@ def test_an_evaluation_sees_each_image_once_as_it_is(config, change, word):
     else:
         cfg.val_dataloader.update(change)
     problems = [problem for problem in check_evaluation(cfg) if word in problem.detail]
-    is_fine = word == 'moves objects' and config == SEM_FPN  # labels are moved along
+    fine = dict(RandomFlip=TTA in cfg.val_dataloader.dataset.get('pipeline', []))
+    fine.update({'TranslateX moves': config == SEM_FPN, 'Pad pads': config == RETINANET})
+    is_fine = fine.get(word, False)
     assert [problem.level for problem in problems] == ([] if is_fine else [ERROR])
+
+
+def test_a_metric_whose_categories_have_each_others_ids(digits_root, tmp_path):
+    cfg = Config.fromfile(RETINANET)
+    cfg.val_dataloader.dataset.data_root = f'{digits_root}/'
+    content = json.loads((digits_root / 'annotations' / 'instances_validation.json').read_text())
+    first, second, *_ = content['categories']
+    first['id'], second['id'] = second['id'], first['id']
+    (tmp_path / 'a.json').write_text(json.dumps(content))
+    cfg.val_evaluator.ann_file = str(tmp_path / 'a.json')
+    assert 'another file is scored' in [problem.kind for problem in check_evaluation(cfg)]
 
 
 def test_joined_images_of_one_id_need_a_metric_each(digits_root):

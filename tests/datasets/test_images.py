@@ -62,6 +62,16 @@ def test_good_image(mode, name, tmp_path):
     assert check_image(tmp_path / name, (40, 30)) == []
 
 
+@pytest.mark.parametrize('kind, count', [(3, 1), (3, 0), (5, 1), (99, 1)])
+@pytest.mark.parametrize('magic', [b'Exif\0\0', b'Exif\0\xff'])
+def test_a_shape_is_the_one_that_is_decoded_whatever_exif_says(kind, count, magic, tmp_path):
+    entry = struct.pack('<HHIHH', 0x0112, kind, count, 6, 0)
+    exif = magic + b'II*\0' + struct.pack('<IH', 8, 1) + entry + bytes(4)
+    segment = b'\xff\xe1' + struct.pack('>H', len(exif) + 2) + exif
+    (tmp_path / 'a.jpg').write_bytes(JPEG[:2] + segment + JPEG[2:])
+    assert decoded_shape(tmp_path / 'a.jpg') == mmcv.imread(str(tmp_path / 'a.jpg')).shape[:2]
+
+
 @pytest.mark.parametrize('content, size', [(PNG, (30, 40)), (rotated(), (40, 30))])
 def test_size_other_than_the_annotations_is_an_error(content, size, tmp_path):
     (tmp_path / 'image').write_bytes(content)

@@ -1,6 +1,8 @@
 """Bad label maps: each is found, and what passes the check loads in mmseg."""
 
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -152,6 +154,21 @@ def test_label_maps_of_fractions_are_none(tmp_path):
     info = dict(pair(tmp_path, np.zeros((30, 40), np.uint8)), seg_map_path=tmp_path / 'labels.tif')
     (problem,) = check_pair(info, 3)
     assert problem.level == ERROR and 'classes are whole ones' in problem.detail
+
+
+@pytest.mark.parametrize('bits', [2, 4])
+def test_label_maps_of_few_greys_are_spread(bits, tmp_path):
+    def chunk(name, content):
+        checksum = struct.pack('>I', zlib.crc32(name + content))
+        return struct.pack('>I', len(content)) + name + content + checksum
+
+    header = struct.pack('>IIBBBBB', 40, 30, bits, 0, 0, 0, 0)
+    rows = zlib.compress((1 + 40 * bits // 8) * 30 * b'\0')
+    content = chunk(b'IHDR', header) + chunk(b'IDAT', rows) + chunk(b'IEND', b'')
+    (tmp_path / 'few.png').write_bytes(b'\x89PNG\r\n\x1a\n' + content)
+    info = dict(pair(tmp_path, np.zeros((30, 40), np.uint8)), seg_map_path=tmp_path / 'few.png')
+    (problem,) = check_pair(info, 3)
+    assert problem.level == ERROR and 'spread over 0 to 255' in problem.detail
 
 
 def test_a_label_map_that_never_ends(tmp_path):

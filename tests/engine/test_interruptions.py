@@ -358,6 +358,16 @@ def test_a_work_dir_that_cannot_be_written_is_refused(run, tmp_path, capsys):
     assert 'cannot write to the work dir' in message
 
 
+def test_a_compiled_model_is_tested_where_the_config_averages_weights(run, tmp_path, monkeypatch):
+    config, work = run
+    monkeypatch.setattr(torch, 'compile', lambda forward, **_: forward)
+    args = [config, work / 'iter_6.pth', '--work-dir', tmp_path]
+    run_tool('test', *args, '--compile')
+    compiled = (tmp_path / 'test_metrics.json').read_text()
+    run_tool('test', *args)
+    assert (tmp_path / 'test_metrics.json').read_text() == compiled
+
+
 def test_what_a_resumed_run_has_forgotten_is_said(capsys):
     augment = dict(type='BatchSyncRandomResize', random_size_range=(480, 800))
     warn_of_lost_state(Config(dict(model=dict(data_preprocessor=dict(batch_augments=[augment])))))

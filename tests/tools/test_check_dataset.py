@@ -10,6 +10,9 @@ from helpers import CONFIGS, run_tool
 from mmengine.config import Config
 from PIL import Image
 
+from mmpoolformer.datasets import ERROR, WARNING
+from mmpoolformer.datasets.check import _check_names
+
 RETINANET = CONFIGS / 'detection' / 'retinanet_poolformer-s12_fpn_1x_coco.py'
 MASK_RCNN = CONFIGS / 'detection' / 'mask-rcnn_poolformer-s12_fpn_1x_coco.py'
 SEM_FPN = CONFIGS / 'segmentation' / 'sem-fpn_poolformer-s12_8xb4-40k_ade20k-512x512.py'
@@ -93,3 +96,15 @@ def test_config_without_data_sets_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run_tool('check_dataset', tmp_path / 'own.py')
     assert 'no data set' in stop.value.code
+
+
+@pytest.mark.parametrize(
+    'names, level',
+    [(['cat', 'dog'], None), (['cat', 'bird'], ERROR), (['cat', 'dog', 'x'], WARNING)],
+)
+def test_names_in_files_of_pascal_voc_that_are_no_classes(names, level, tmp_path):
+    objects = ''.join(f'<object><name>{name}</name></object>' for name in names)
+    (tmp_path / 'a.xml').write_text(f'<annotation>{objects}</annotation>')
+    infos = [dict(xml_path=tmp_path / 'a.xml'), dict(xml_path=tmp_path / 'none.xml')]
+    found = [problem.level for problem in _check_names(infos, ('cat', 'dog'), 'train')]
+    assert found == ([level] if level else [])

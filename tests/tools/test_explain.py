@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import run_tool, tool_error
+from mmengine.structures import BaseDataElement
 from tiny_models import BACKBONE, DIGITS, save_tiny_model, save_video
 
-from mmpoolformer.engine.explaining import METHODS
+from mmpoolformer.engine.explaining import METHODS, _resized
 from mmpoolformer.engine.inputs import Frame
 
 grad_cam = pytest.importorskip('pytorch_grad_cam')
@@ -200,3 +201,16 @@ def test_a_missing_library_is_named_with_its_remedy(segmentor, image, capsys, mo
     monkeypatch.setitem(sys.modules, 'pytorch_grad_cam', None)
     error = tool_error(capsys, 'explain', *segmentor, image, *CPU)
     assert 'pip install --no-deps grad-cam' in error
+
+
+@pytest.mark.parametrize(
+    'options, expected',
+    [
+        (dict(scale_factor=(0.5, 0.25), img_shape=(64, 64)), (25, 40)),  # of width and height
+        (dict(scale_factor=(0.5, 0.5), img_shape=(49, 40)), (49, 40)),
+        (dict(img_shape=(64, 64)), (64, 64)),
+    ],
+)
+def test_what_pad_adds_is_no_part_of_the_image(options, expected):
+    sample = BaseDataElement(metainfo=dict(ori_shape=(100, 80), **options))
+    assert _resized(sample) == expected

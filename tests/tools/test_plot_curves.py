@@ -44,6 +44,7 @@ def test_keys_and_format_are_free(runs, tmp_path):
         (['.'], ['holds no scalars', 'LocalVisBackend']),
         (['one', '--keys', 'mIou'], ['mIou', 'did you mean mIoU']),
         (['one', '-o', 'curves.docx'], ['curves.docx', '.png']),
+        (['one', '-o', 'curves.pgf'], ['curves.pgf', '.png']),
     ],
     ids=str,
 )

@@ -164,7 +164,7 @@ def test_broken_inputs_are_named_and_passed_over(detector, images, tmp_path, cap
     assert len(list((tmp_path / 'out' / 'pictures').iterdir())) == len(images) - 1
 
 
-@pytest.mark.parametrize('start', ['#EXTM3U\n', 'ffconcat version 1.0\n'])
+@pytest.mark.parametrize('start', ['#EXTM3U\n', 'ffconcat version 1.0\n', 'ID3\3\0\0'])
 def test_a_list_of_other_files_is_no_video(start, tmp_path):
     broken = []
     (tmp_path / 'a.mp4').write_text(f'{start}/elsewhere.mp4\n')

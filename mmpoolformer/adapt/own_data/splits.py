@@ -128,6 +128,15 @@ class _UniqueKeys(yaml.SafeLoader):
             raise ValueError(f'the key {twice[0]!r} stands twice')
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node):
+        value = self.construct_yaml_int(node)
+        if str(value) != node.value:
+            raise ValueError(f'{short(node.value)} is the number {value} in YAML: quote it')
+        return value
+
+
+_UniqueKeys.add_constructor('tag:yaml.org,2002:int', _UniqueKeys.construct_number)
+
 
 def _yaml_names(text: str) -> list:
     content = yaml.load(text, _UniqueKeys)
