@@ -47,8 +47,8 @@ def coco_data(
     train = _part(images, 'images', annotations, classes, with_masks)
     content, classes = _content(train, with_masks)
     if val_annotations is not None:
-        folder = val_images if val_images is not None else images
-        val = _part(folder, 'val_images', val_annotations, classes, with_masks)
+        place = val_images if val_images is not None else images
+        val = _part(place, 'val_images', val_annotations, classes, with_masks)
         val_content, found = _content(val, with_masks)
         if found != classes:
             raise OwnDataError(
