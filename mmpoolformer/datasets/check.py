@@ -101,7 +101,8 @@ def check_dataset(node: dict, title: str, workers: int, progress: Callable) -> I
             yield from _check_names(infos, dataset.metainfo['classes'], title)
         if infos and infos[0].get('seg_map_path') and 'reduce_zero_label' in infos[0]:
             count = len(dataset.metainfo['classes'])
-            jobs = [partial(check_pair, info, count, scales) for info in infos]
+            ignored = getattr(dataset, 'ignore_index', 255)
+            jobs = [partial(check_pair, info, count, scales, ignored) for info in infos]
         else:
             jobs = [partial(check_sample, dataset, i) for i in range(len(infos))]
     with ProcessPoolExecutor(workers) if workers else nullcontext() as pool:

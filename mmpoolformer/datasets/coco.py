@@ -148,7 +148,8 @@ def _check_categories(categories: list, classes, where: str) -> tuple[list[Probl
     problems += _duplicates(categories, 'category', where)
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
-        problems.append(Problem(ERROR, 'category names used twice', where, f'{twice[0]!a}'))
+        detail = f'{twice[0]!a}: mmdet takes them for two classes. Remove the one without objects'
+        problems.append(Problem(ERROR, 'category names used twice', where, detail))
     missing = [name for name in classes or () if name not in names.values()]
     if missing:
         detail = f'not among its categories: {join(missing[:5])}'

@@ -20,23 +20,33 @@ from .readers import annotation_file, is_leaf
 JOINED = 'MultiDatasetsEvaluator'  # has a metric for each data set
 SAMPLERS = ('ClassAwareSampler', 'GroupMultiSourceSampler', 'InfiniteSampler', 'MultiSourceSampler')
 REPEATING = ('RepeatDataset', 'ClassBalancedDataset')
-# What must not be in a pipeline of evaluation, and what it does, by toolbox.
+# What must not be in a pipeline of evaluation or prediction, and what it does, by toolbox.
+AT_RANDOM = 'changes images at random'
 LEFT_BEHIND = 'moves objects, and the true boxes stay'
 MOVING = {
     'mmdet': dict.fromkeys(
         (
-            'AutoAugment', 'CachedMixUp', 'CachedMosaic', 'CopyPaste', 'Expand', 'GeomTransform',
-            'MinIoURandomCrop', 'MixUp', 'Mosaic', 'RandAugment', 'RandomAffine',
+            'AutoAugment', 'CachedMixUp', 'CachedMosaic', 'CenterCrop', 'CopyPaste', 'Expand',
+            'GeomTransform', 'MinIoURandomCrop', 'MixUp', 'Mosaic', 'RandAugment', 'RandomAffine',
             'RandomCenterCropPad', 'RandomCrop', 'RandomFlip', 'RandomShift', 'Rotate', 'ShearX',
             'ShearY', 'TranslateX', 'TranslateY',
         ),
         LEFT_BEHIND,
+    ) | dict.fromkeys(
+        ('CutOut', 'PhotoMetricDistortion', 'RandomErasing', 'YOLOXHSVRandomAug'), AT_RANDOM
     ),
-    'mmseg': dict(
+    'mmseg': dict.fromkeys(
+        (
+            'PhotoMetricDistortion', 'RandomCrop', 'RandomCutOut', 'RandomMosaic', 'RandomRotFlip',
+            'RandomRotate',
+        ),
+        AT_RANDOM,
+    ) | dict(
         Pad='pads an image, and mmseg stretches its label map: data_preprocessor pads rightly',
         RandomFlip='turns an image, which mmseg turns back, and leaves the labels turned',
     ),
 }  # fmt: skip
+BY_SAMPLE = ('VOCMetric', 'OpenImagesMetric')  # read the true boxes from what the pipeline gives
 REMEDY = 'Give the metric the ann_file of its data set'
 
 
@@ -72,9 +82,10 @@ def check_evaluation(cfg: Config) -> Iterator[Problem]:
         ]
         evaluator = cfg.get(f'{split}_evaluator')
         if evaluator:
-            moving = MOVING.get(cfg.get('default_scope'), {})
-            yield from _check_loader(loader, f'{split}_dataloader', moving)
+            yield from _check_loader(loader, f'{split}_dataloader', cfg.get('default_scope'))
         metrics = list(walk(evaluator, (f'{split}_evaluator',)))
+        if any(type_of(node) in BY_SAMPLE for _, node in metrics):
+            yield from _check_order(leaves, split)
         if len(leaves) > 1 and any(_takes_images_by_id(node) for _, node in metrics):
             yield from _check_joined([annotation_file(node) for node in leaves], split)
         metrics = [(path, node) for path, node in metrics if isinstance(node.get('ann_file'), str)]
@@ -100,7 +111,7 @@ def check_evaluation(cfg: Config) -> Iterator[Problem]:
             yield Problem(WARNING, 'images that are not evaluated', f'{split}_dataloader', detail)
 
 
-def _check_loader(loader: dict, where: str, moving: dict[str, str]) -> Iterator[Problem]:
+def _check_loader(loader: dict, where: str, scope: str | None) -> Iterator[Problem]:
     """Find what shows a model other images than those of the data set, each once as it is."""
     if loader.get('drop_last') or (loader.get('batch_sampler') or {}).get('drop_last'):
         detail = 'drop_last leaves out the images of the last batch: set drop_last=False'
@@ -109,19 +120,39 @@ def _check_loader(loader: dict, where: str, moving: dict[str, str]) -> Iterator[
     if sampler in SAMPLERS:
         detail = f'{sampler} takes images more or less often than once: take DefaultSampler'
         yield Problem(ERROR, 'images that are not evaluated once', f'{where}.sampler', detail)
-    nodes = list(walk(loader.get('dataset'), (where, 'dataset')))
+    for at, node in walk(loader.get('dataset'), (where, 'dataset')):
+        if type_of(node) in REPEATING:
+            detail = f'{type_of(node)} shows images several times: take the data set inside of it'
+            here = '.'.join(map(str, at))
+            yield Problem(ERROR, 'images that are not evaluated once', here, detail)
+    yield from check_pipelines(loader.get('dataset'), (where, 'dataset'), scope)
+
+
+def check_pipelines(dataset: Any, path: tuple, scope: str | None) -> Iterator[Problem]:
+    """Find transforms that must not be where a model is evaluated or predicts.
+
+    Args:
+        dataset: Config of a data set, wrapped or not.
+        path: Where it is.
+        scope: Its toolbox.
+    """
+    nodes, moving = list(walk(dataset, path)), MOVING.get(scope, {})
     merged = [at for at, node in nodes if type_of(node) == 'TestTimeAug']  # which turns all back
     for at, node in nodes:
-        kind, here = type_of(node), '.'.join(map(str, at))
-        if any(at[: len(path)] == path for path in merged):
-            continue
-        if kind in REPEATING:
-            detail = f'{kind} shows images several times: take the data set inside of it'
-            yield Problem(ERROR, 'images that are not evaluated once', here, detail)
-        is_off = node.get('prob') == 0 or node.get('test_mode')
-        if kind in moving and not is_off:
+        kind, is_off = type_of(node), node.get('prob') == 0 or node.get('test_mode')
+        if kind in moving and not is_off and not any(at[: len(m)] == m for m in merged):
             detail = f'{kind} {moving[kind]}: take it out of this pipeline'
-            yield Problem(ERROR, 'images that are changed in evaluation', here, detail)
+            yield Problem(ERROR, 'images that are changed', '.'.join(map(str, at)), detail)
+
+
+def _check_order(leaves: list[dict], split: str) -> Iterator[Problem]:
+    """Find true boxes that are resized with the image, and compared with those of the file."""
+    for leaf in leaves:
+        kinds = [type_of(step) for step in leaf.get('pipeline') or ()]
+        start = kinds.index('LoadAnnotations') if 'LoadAnnotations' in kinds else len(kinds)
+        if 'Resize' in kinds[start:]:
+            detail = 'LoadAnnotations stands before Resize, which resizes the true boxes: swap them'
+            yield Problem(ERROR, 'boxes of another size', f'{split}_dataloader', detail)
 
 
 def _takes_images_by_id(metric: dict) -> bool:

@@ -224,7 +224,8 @@ def check_labels(node: dict, classes: tuple[str, ...], where: str) -> Iterator[P
         yield Problem(ERROR, LOSSY, where, f'{lossy[0]}: {LOSSY_REMEDY}')
     last, where = len(classes), f'{where}.reduce_zero_label'
     if shifts and 0 in found and last not in found:
-        sure = found >= set(range(last))
+        is_train = where.startswith('train')
+        sure = is_train and found >= set(range(last)) and not _occurs(last, dataset)
         detail = (
             f'reduce_zero_label=True takes label 0 as unlabelled and label k as class k−1, but in '
             f'{count} label maps 0 occurs and {last}, which would be {classes[-1]!r}, does not'
@@ -241,6 +242,12 @@ def check_labels(node: dict, classes: tuple[str, ...], where: str) -> Iterator[P
             'data set'
         )
         yield Problem(ERROR, 'labels count from 1', where, detail)
+
+
+def _occurs(label: int, dataset: Any) -> bool:
+    """Whether a label is in any of a data set's maps: a class may be rare."""
+    paths = (dataset.get_data_info(i)['seg_map_path'] for i in range(len(dataset)))
+    return any(label in labels_in(path) for path in paths)
 
 
 # Heads -------------------------------------------------------------------------------------

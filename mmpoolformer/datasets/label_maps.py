@@ -14,9 +14,19 @@ from .problems import ERROR, WARNING, Problem
 
 
 def check_pair(
-    info: dict, num_classes: int, scales: Sequence[tuple[float, float]] = ()
+    info: dict,
+    num_classes: int,
+    scales: Sequence[tuple[float, float]] = (),
+    ignored: int = 255,
 ) -> list[Problem]:
-    """Check an image and the label map that belongs to it, as mmseg lists them."""
+    """Check an image and the label map that belongs to it, as mmseg lists them.
+
+    Args:
+        info: The entry of the data set.
+        num_classes: Classes, which are labels from 0.
+        scales: As for :func:`~mmpoolformer.datasets.check_image`.
+        ignored: The label that stands for none.
+    """
     path = info['seg_map_path']
     problems = check_image(info['img_path'], scales=scales)
     try:
@@ -33,7 +43,7 @@ def check_pair(
         if labels.shape[:2] != shape:
             detail = f'{labels.shape[:2]}, image {shape} (height, width)'
             problems.append(Problem(ERROR, 'label map of another size', path, detail))
-    problems += _check_labels(labels, info, num_classes, path)
+    problems += _check_labels(labels, info, num_classes, ignored, path)
     return problems
 
 
@@ -129,17 +139,21 @@ def _is_wide(path: str | Path) -> bool:
         return False
 
 
-def _check_labels(labels: np.ndarray, info: dict, num_classes: int, path: str) -> list[Problem]:
+def _check_labels(
+    labels: np.ndarray, info: dict, num_classes: int, ignored: int, path: str
+) -> list[Problem]:
     found = {int(value) for value in np.unique(labels)}
     highest = num_classes - 1
     if info['reduce_zero_label']:  # before label_map, as mmseg does it
         found = {255 if value in (0, 255) else value - 1 for value in found}
     label_map = info.get('label_map') or {}
     values = {label_map.get(value, value) for value in found}
-    beyond = sorted(value for value in values if value > highest and value != 255)
+    beyond = sorted(value for value in values if value > highest and value != ignored)
     if beyond:
-        detail = f'{beyond[:5]} as read; the {num_classes} classes are 0 to {highest}, 255 ignored'
+        detail = (
+            f'{beyond[:5]} as read; the {num_classes} classes are 0 to {highest}, {ignored} ignored'
+        )
         return [Problem(ERROR, 'labels beyond the classes', path, detail)]
-    if not values - {255}:
+    if not values - {ignored}:
         return [Problem(WARNING, 'label map without a class', path, 'every pixel is ignored')]
     return []

@@ -17,6 +17,7 @@ from mmengine.infer import BaseInferencer
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import nn
 
+from ..datasets.evaluation import check_pipelines
 from ..deploy import compile_for_inference, switch_to_deploy
 from ..utils.errors import LaunchError, join, one_line, printed
 from ..utils.memory import reuse_freed_memory
@@ -111,6 +112,9 @@ def load_inferencer(args: argparse.Namespace) -> BaseInferencer:
         raise LaunchError(
             f'{args.config}: default_scope={cfg.default_scope!r}; {join(VISUALIZERS)} can predict'
         )
+    path = ('test_dataloader', 'dataset')
+    for problem in check_pipelines(cfg.test_dataloader.dataset, path, cfg.default_scope):
+        raise LaunchError(f'{problem.where}: {problem.detail}')
     weights, exported = args.checkpoint, None
     if is_model_file(weights):
         exported = load_model_file(cfg, args, meta_of_config(cfg).get('classes'))

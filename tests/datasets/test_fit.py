@@ -236,6 +236,7 @@ TTA = dict(type='TestTimeAug', transforms=[[dict(type='RandomFlip', prob=1.0)]])
         (dict(dataset=dict(pipeline=[dict(type='RandomFlip', prob=0.5)])), 'RandomFlip'),
         (dict(dataset=dict(pipeline=[dict(type='TranslateX')])), 'TranslateX moves'),
         (dict(dataset=dict(pipeline=[dict(type='Pad')])), 'Pad pads'),
+        (dict(dataset=dict(pipeline=[dict(type='PhotoMetricDistortion')])), 'at random'),
         (dict(dataset=dict(pipeline=[TTA])), 'RandomFlip'),
     ],
     ids=str,
@@ -255,6 +256,16 @@ def test_an_evaluation_sees_each_image_once_as_it_is(config, change, word):
     fine.update({'TranslateX moves': config == SEM_FPN, 'Pad pads': config == RETINANET})
     is_fine = fine.get(word, False)
     assert [problem.level for problem in problems] == ([] if is_fine else [ERROR])
+
+
+@pytest.mark.parametrize('is_before', [True, False])
+def test_boxes_that_are_resized_before_they_are_compared(is_before):
+    cfg = Config.fromfile(RETINANET)
+    steps = [dict(type='LoadAnnotations'), dict(type='Resize')]
+    cfg.val_dataloader.dataset.pipeline = steps if is_before else steps[::-1]
+    cfg.val_evaluator = dict(type='VOCMetric', metric='mAP')
+    kinds = [problem.kind for problem in check_evaluation(cfg)]
+    assert kinds == (['boxes of another size'] if is_before else [])
 
 
 def test_a_metric_whose_categories_have_each_others_ids(digits_root, tmp_path):
@@ -378,6 +389,19 @@ def test_inherited_reduce_zero_label(own_labels, tmp_path, capsys):
     ):
         assert 'reduce_zero_label=True takes label 0 as unlabelled' in message
         assert "would be 'd'" in message and 'reduce_zero_label=False' in message
+
+
+def test_a_rare_last_class_is_one(own_labels, digits_root):
+    cfg = Config.fromfile(SEM_FPN)
+    root = own_labels([0, 1, 2, 3])
+    use_four_classes(cfg, True)
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.data_root = f'{root}/'
+    last = sorted((root / 'annotations' / 'training').iterdir())[-1]
+    labels = np.array(Image.open(last))
+    labels[0, 0] = 4
+    Image.fromarray(labels).save(last)
+    assert not [problem for problem in check_fit(cfg) if problem.level == ERROR]
 
 
 def test_labels_that_count_from_one(own_labels, tmp_path, capsys):

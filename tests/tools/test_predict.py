@@ -229,6 +229,18 @@ def test_the_threshold_holds_for_results_and_pictures(detector, images, tmp_path
     assert drawn[1.01] < drawn[0] / 2
 
 
+@pytest.mark.parametrize(
+    'kind, step', [('detector', dict(type='RandomFlip', prob=1.0)), ('segmentor', dict(type='Pad'))]
+)
+def test_a_pipeline_that_moves_what_is_predicted(kind, step, request, images, tmp_path, capsys):
+    config, checkpoint = request.getfixturevalue(kind)
+    cfg = Config.fromfile(config)
+    cfg.test_dataloader.dataset.pipeline.insert(1, step)
+    cfg.dump(tmp_path / 'moved.py')
+    args = [tmp_path / 'moved.py', checkpoint, images[0], '--out', tmp_path]
+    assert f'{step["type"]} ' in tool_error(capsys, 'predict', *args)
+
+
 def test_an_unknown_class_is_named(detector, images, tmp_path, capsys):
     options = ['--out', tmp_path, '--device', 'cpu', '--classes', 'zero']
     error = tool_error(capsys, 'predict', *detector, images[0], *options)

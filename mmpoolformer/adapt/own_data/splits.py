@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,17 +123,20 @@ class _UniqueKeys(yaml.SafeLoader):
     """Refuses a key that stands twice, of which YAML's own takes the last."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for position, key in enumerate(keys) if key in keys[:position]]
-        if twice:
-            raise ValueError(f'the key {twice[0]!r} stands twice')
+        seen = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ValueError('it has a key that is a list or a dictionary')
+            key = self.construct_object(key_node)
+            if key in seen:
+                raise ValueError(f'the key {short(key)} stands twice')
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node):
-        value = self.construct_yaml_int(node)
-        if str(value) != node.value:
-            raise ValueError(f'{short(node.value)} is the number {value} in YAML: quote it')
-        return value
+        if not re.fullmatch('-?(0|[1-9][0-9]{0,17})', node.value):
+            raise ValueError(f'{short(node.value)} is another number in YAML: quote it')
+        return self.construct_yaml_int(node)
 
 
 _UniqueKeys.add_constructor('tag:yaml.org,2002:int', _UniqueKeys.construct_number)
