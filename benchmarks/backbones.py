@@ -98,7 +98,7 @@ def build(name: str) -> torch.nn.Module:
 def page(content: dict) -> list[str]:
     records, costs = content['records'], content['costs']
     seeds = sorted({record['seed'] for record in records})
-    hours = sum(record['seconds'] for record in records) / 3600
+    hours = sum(record['cpu_seconds'] for record in records) / 3600
     name, versions = content['machine']['name'], content['machine']['torch']
     return [
         '# Other backbones',
@@ -139,7 +139,7 @@ def page(content: dict) -> list[str]:
         '',
         '## Budget',
         '',
-        f'{len(records)} trainings, {hours:.1f} hours in all, on one core each, of {name}; '
+        f'{len(records)} trainings, {hours:.1f} hours of a core in all, of {name}; '
         f'torch {versions}. [All numbers](backbones/study.json).',
     ]
 
