@@ -79,7 +79,8 @@ def parse_args(
     work_dir = Path('work_dirs') / name
     parser.add_argument('--work-dir', type=Path, default=work_dir, help='keeps what is done')
     parser.add_argument('--out', type=Path, default=REPORTS, help='folder of the report')
-    args = parser.parse_args(namespace=argparse.Namespace(share=share))
+    parser.set_defaults(share=share)
+    args = parser.parse_args()
     if args.iterations is not None and args.iterations < 2:
         parser.error(f'--iterations {args.iterations}: give at least 2')
     if args.jobs < 1:

@@ -25,7 +25,8 @@ def parse_args():
     )
     parser.add_argument(
         '--val-images',
-        help='folder of the validation images, with --val-annotations (default: --images)',
+        help='folder of the validation images, with --val-annotations; label maps need it, '
+        'boxes where both files name the same images (default: --images)',
     )
     parser.add_argument(
         '--val-annotations',

@@ -23,7 +23,7 @@ from ..utils.errors import LaunchError, one_line, some
 from .coco import check_coco
 from .fit import SPLITS, check_fit
 from .images import check_image
-from .label_maps import check_pair
+from .label_maps import IGNORED, check_pair
 from .problems import ERROR, WARNING, Problem
 from .readers import (
     annotation_file,
@@ -98,10 +98,10 @@ def check_dataset(node: dict, title: str, workers: int, progress: Callable) -> I
         if not infos:
             yield Problem(ERROR, 'empty data set', title, 'no image was found')
         if infos and infos[0].get('xml_path'):
-            yield from _check_names(infos, dataset.metainfo['classes'], title)
+            yield from _check_voc_names(infos, dataset.metainfo['classes'], title)
         if infos and infos[0].get('seg_map_path') and 'reduce_zero_label' in infos[0]:
             count = len(dataset.metainfo['classes'])
-            ignored = getattr(dataset, 'ignore_index', 255)
+            ignored = getattr(dataset, 'ignore_index', IGNORED)
             jobs = [partial(check_pair, info, count, scales, ignored) for info in infos]
         else:
             jobs = [partial(check_sample, dataset, i) for i in range(len(infos))]
@@ -111,7 +111,7 @@ def check_dataset(node: dict, title: str, workers: int, progress: Callable) -> I
             yield from problems
 
 
-def _check_names(infos: list[dict], classes: Sequence[str], title: str) -> Iterator[Problem]:
+def _check_voc_names(infos: list[dict], classes: Sequence[str], title: str) -> Iterator[Problem]:
     """Compare the names in Pascal VOC files with the classes: mmdet passes over all others."""
     found: set[str] = set()
     for info in infos:

@@ -16,7 +16,7 @@ from .problems import ERROR, WARNING, Problem
 from .readers import is_text
 
 BROKEN_MASK, OTHER_SIZE = 'broken mask', 'mask of another size'
-LARGEST_ID = 2**53  # COCO's evaluation makes floats of larger ones
+LARGEST_ID = 2**53
 LONGEST_OUTLINE = 5_000_000  # pixels, of all polygons of an object: 200 MB
 
 
@@ -119,11 +119,16 @@ def count_trained(images: Iterable[dict], boxed: Container, filter_cfg: dict | N
     )
 
 
+def rounded_ids(ids: Iterable) -> list[int]:
+    """Those that COCO's evaluation rounds, as it makes floats of them."""
+    return [number for number in ids if is_integer(number) and abs(number) > LARGEST_ID]
+
+
 def _check_counted(coco: dict, where: str) -> Iterator[Problem]:
     """Find what COCO's evaluation does not count, or ends at."""
     for key in ('images', 'annotations', 'categories'):
         entries = [entry for entry in coco[key] if isinstance(entry, dict)]
-        beyond = [e['id'] for e in entries if is_integer(e.get('id')) and abs(e['id']) > LARGEST_ID]
+        beyond = rounded_ids(entry.get('id') for entry in entries)
         if beyond:
             detail = f'{beyond[0]}, beyond 2^53: COCO’s evaluation rounds it. Number them anew'
             yield Problem(ERROR, f'id in {key} too large', where, detail)

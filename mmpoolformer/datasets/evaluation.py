@@ -23,7 +23,7 @@ REPEATING = ('RepeatDataset', 'ClassBalancedDataset')
 # What must not be in a pipeline of evaluation or prediction, and what it does, by toolbox.
 AT_RANDOM = 'changes images at random'
 LEFT_BEHIND = 'moves objects, and the true boxes stay'
-MOVING = {
+MISPLACED = {
     'mmdet': dict.fromkeys(
         (
             'AutoAugment', 'CachedMixUp', 'CachedMosaic', 'CenterCrop', 'CopyPaste', 'Expand',
@@ -136,12 +136,12 @@ def check_pipelines(dataset: Any, path: tuple, scope: str | None) -> Iterator[Pr
         path: Where it is.
         scope: Its toolbox.
     """
-    nodes, moving = list(walk(dataset, path)), MOVING.get(scope, {})
+    nodes, misplaced = list(walk(dataset, path)), MISPLACED.get(scope, {})
     merged = [at for at, node in nodes if type_of(node) == 'TestTimeAug']  # which turns all back
     for at, node in nodes:
         kind, is_off = type_of(node), node.get('prob') == 0 or node.get('test_mode')
-        if kind in moving and not is_off and not any(at[: len(m)] == m for m in merged):
-            detail = f'{kind} {moving[kind]}: take it out of this pipeline'
+        if kind in misplaced and not is_off and not any(at[: len(m)] == m for m in merged):
+            detail = f'{kind} {misplaced[kind]}: take it out of this pipeline'
             yield Problem(ERROR, 'images that are changed', '.'.join(map(str, at)), detail)
 
 

@@ -127,7 +127,7 @@ def _decode_fully(content: bytes) -> _Decoded:
         check_pixels(image)
         if image.format == 'PPM' and not BYTES_OF_PPM.match(content):
             raise ValueError(
-                'OpenCV reads PPM and PGM files of 255 levels as others do: convert it'
+                'a PPM or PGM file of other levels than 255, which OpenCV does not spread: convert'
             )
         asked = orientation(image)
         turned = image.format in TURNED if asked not in (0, 1) else None

@@ -12,12 +12,14 @@ from ..utils.files import check_regular
 from .images import check_image, check_pixels, decoded_shape, open_image, orientation
 from .problems import ERROR, WARNING, Problem
 
+IGNORED = 255  # by default, everywhere in mmseg
+
 
 def check_pair(
     info: dict,
     num_classes: int,
     scales: Sequence[tuple[float, float]] = (),
-    ignored: int = 255,
+    ignored: int = IGNORED,
 ) -> list[Problem]:
     """Check an image and the label map that belongs to it, as mmseg lists them.
 

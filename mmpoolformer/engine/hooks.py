@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from ..datasets.label_maps import LabelsFit
+from ..datasets.label_maps import IGNORED, LabelsFit
 from ..utils.errors import DataError, LaunchError, join, one_line
 from .resumed import check_resumed, check_same_model
 
@@ -57,7 +57,7 @@ def _watch_label_maps(dataset) -> None:
         return
     for position, transform in enumerate(transforms):
         if type(transform).__name__ == 'LoadAnnotations':
-            fit = LabelsFit(len(classes), getattr(dataset, 'ignore_index', 255))
+            fit = LabelsFit(len(classes), getattr(dataset, 'ignore_index', IGNORED))
             transforms.insert(position + 1, fit)
             return
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from mmengine.runner import Runner
 
-from ..archs import is_integer
-from ..datasets.coco import LARGEST_ID
+from ..datasets.coco import rounded_ids
 from ..utils.errors import LaunchError, last_line
 from .checks import PHASES
 
@@ -65,7 +64,7 @@ def count_every_object(truth: Any) -> None:
         LaunchError: Ids that it rounds.
     """
     for what, entries in dict(image=truth.imgs, annotation=truth.anns, category=truth.cats).items():
-        beyond = [i for i in entries if is_integer(i) and abs(i) > LARGEST_ID]
+        beyond = rounded_ids(entries)
         if beyond:
             raise LaunchError(
                 f'{what} id {beyond[0]} is beyond 2^53, and COCO’s evaluation rounds it: number '

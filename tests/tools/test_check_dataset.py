@@ -11,7 +11,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmpoolformer.datasets import ERROR, WARNING
-from mmpoolformer.datasets.check import _check_names
+from mmpoolformer.datasets.check import _check_voc_names
 
 RETINANET = CONFIGS / 'detection' / 'retinanet_poolformer-s12_fpn_1x_coco.py'
 MASK_RCNN = CONFIGS / 'detection' / 'mask-rcnn_poolformer-s12_fpn_1x_coco.py'
@@ -106,5 +106,5 @@ def test_names_in_files_of_pascal_voc_that_are_no_classes(names, level, tmp_path
     objects = ''.join(f'<object><name>{name}</name></object>' for name in names)
     (tmp_path / 'a.xml').write_text(f'<annotation>{objects}</annotation>')
     infos = [dict(xml_path=tmp_path / 'a.xml'), dict(xml_path=tmp_path / 'none.xml')]
-    found = [problem.level for problem in _check_names(infos, ('cat', 'dog'), 'train')]
+    found = [problem.level for problem in _check_voc_names(infos, ('cat', 'dog'), 'train')]
     assert found == ([level] if level else [])

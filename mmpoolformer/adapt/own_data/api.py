@@ -42,8 +42,8 @@ def use_dataset(cfg: Config, images: str | Path, annotations: str | Path, **opti
         annotations: Detection: a COCO file, whose categories become the classes, in its order,
             or a folder of Pascal VOC or YOLO files, which become a COCO file beside it.
             Segmentation: a folder of label maps with the names of the images.
-        val_images: Folder of the validation images, with ``val_annotations``; by default
-            ``images``.
+        val_images: Folder of the validation images, with ``val_annotations``; label maps need it,
+            and boxes where both files name the same images. By default ``images``.
         val_annotations: As ``annotations``. Without it a part of the training set becomes the
             validation set, image by image, and the lists are written beside the annotations.
         val_share: The part of the images in that case, 0.2 by default.

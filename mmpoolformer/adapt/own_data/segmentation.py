@@ -9,7 +9,7 @@ from mmengine.registry import MODELS, TRANSFORMS, Registry
 
 from ...archs import is_integer
 from ...datasets.fit import SPLITS
-from ...datasets.label_maps import labels_in
+from ...datasets.label_maps import IGNORED, labels_in
 from ...utils.config_tree import has, type_of, walk
 from ..edit import Edit
 from .errors import OwnDataError
@@ -27,7 +27,6 @@ from .splits import (
 from .wrapped import REASON, own_parts, watch_metric
 
 LABEL_MAPS = ('.png', '.bmp', '.tif', '.tiff')
-IGNORED = 255  # by default, everywhere in mmseg
 
 
 def label_map_data(
