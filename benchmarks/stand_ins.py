@@ -66,10 +66,12 @@ def masked_convolution(self, x, mask=None):
 
 
 def put_stand_ins():
-    """Let mmcv's masked convolution run on the CPU, where it has none."""
+    """Let mmcv's masked convolution run on the CPU; leave StrongSORT's AFLink at random weights."""
     from mmcv.ops import MaskedConv2d
+    from mmdet.models.task_modules.tracking import aflink
 
     MaskedConv2d.forward = masked_convolution
+    aflink.load_checkpoint = lambda model, checkpoint: None
 
 
 def mend_grounding_dino():

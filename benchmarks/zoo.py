@@ -50,6 +50,8 @@ RUNS, REFUSED, FAILS, FAULT = 'runs', 'refused', 'fails', "toolbox's fault"
 PYRAMID, PLAIN, UNET, FRAGMENT, FINER = 'pyramid', 'plain ViT', 'U-Net', 'fragment', 'finer'
 PLAIN_VITS = ('VisionTransformer', 'BEiT', 'MAE')
 CLIPS = ('MultimodalEncoderDecoder',)  # their image branch is a plain ViT
+# Packages that some models need and the toolboxes do not require: trackers, GLIP.
+OPTIONAL = ('lap', 'mmpretrain', 'transformers')
 
 
 def parse_args():
@@ -80,7 +82,7 @@ def main():
     if not names:
         sys.exit(f'error: no config has {args.only!r} in its name')
     versions = {module.__name__: module.__version__ for module in (*toolboxes, torch)}
-    versions['lap'] = bool(find_spec('lap'))  # which the trackers need
+    versions |= {name: version_of(name) for name in OPTIONAL}
     started = time.time()
     store = Store(args.work_dir, dict(versions, mmpoolformer=__version__, arch=args.arch))
     if args.fresh:
@@ -94,7 +96,9 @@ def main():
 
     swapped = {name: store[name]['model'] for name in names if 'model' in store[name]}
     first_of_method = {}
-    for name in swapped:
+    for name in sorted(
+        swapped, key=lambda name: 'pretrain' in name
+    ):  # GLIP's have no loss of boxes
         first_of_method.setdefault(method_of(name), name)
     trained = {swapped[name] for name in first_of_method.values()}
     todo = {}
@@ -113,6 +117,10 @@ def main():
         if row['result'] in (FAILS, FAULT) or args.only:
             print(f'{row["result"]:>17}: {row["name"]}: {row["reason"]}')
     print(f'{time.time() - started:.0f} s')
+
+
+def version_of(name):
+    return import_module(name).__version__ if find_spec(name) else None
 
 
 class Store:
@@ -280,8 +288,10 @@ def run(model, name, arch, train):
     cfg = load(name)
     swapped = swap_backbone(cfg, arch, checkpoint=None)
     try:
-        exercise(swapped, train)
+        return dict(trained=exercise(swapped, train))
     except Exception as error:
+        if "can't allocate memory" in str(error):
+            raise MemoryError from error
         result = dict(error=describe(error), trace=traceback.format_exc()[-2000:])
         try:
             exercise(cfg, train)
@@ -291,7 +301,6 @@ def run(model, name, arch, train):
             if cfg.model.type == 'GroundingDINO':
                 result['mended'] = runs_mended(swapped, train)
         return result
-    return dict(trained=train)
 
 
 def runs_mended(cfg, train):
@@ -304,6 +313,7 @@ def runs_mended(cfg, train):
 
 
 def exercise(cfg, train):
+    """Run a model, maybe train it for a step; return whether it was trained."""
     scope = cfg.default_scope
     os.chdir(config_folder(scope).parent)  # a distilled model names its teacher's config from here
     torch.manual_seed(0)
@@ -316,13 +326,16 @@ def exercise(cfg, train):
     with torch.no_grad():
         model.test_step(make_batch(cfg, training=False))
     if not train:
-        return
+        return False
     model.train()
     if hasattr(model, 'set_epoch'):
         model.set_epoch(0)
     MessageHub.get_current_instance().update_info_dict(dict(iter=0, epoch=0))
     batch = model.data_preprocessor(make_batch(cfg, training=True), True)
-    losses = model(**batch, mode='loss')
+    try:
+        losses = model(**batch, mode='loss')
+    except NotImplementedError:  # SORT and DeepSORT join a detector and a classifier, both trained
+        return False
     loss, _ = model.parse_losses(losses)
     if not torch.isfinite(loss):
         raise ValueError(f'the loss is {loss.item()}')
@@ -339,6 +352,7 @@ def exercise(cfg, train):
     torch.optim.AdamW(parameters, lr=1e-4).step()
     if not all(p.isfinite().all() for p in parameters):
         raise ValueError('parameters are not finite after one step')
+    return True
 
 
 def is_frozen_copy(model, backbone):
@@ -477,6 +491,7 @@ def report(rows, versions, arch, seconds):
     running = counts[PYRAMID, RUNS]
     mended = sum(row.get('mended', False) for row in rows)
     toolboxes = ' and '.join(f'{name} {versions[name]}' for name in TOOLBOXES)
+    packages = [f'{name} {versions[name]}' if versions[name] else f'no {name}' for name in OPTIONAL]
     return [
         '# The zoo with PoolFormer',
         '',
@@ -496,7 +511,7 @@ def report(rows, versions, arch, seconds):
         f'{counts[PYRAMID, FAULT]} of the others do not run here with their own backbone either, '
         f'of which {mended} would, with one line of mmdet mended as 3.3.0 has it '
         f'({100 * (running + mended) / pyramids:.1f} % then). '
-        f'torch {versions["torch"]}, {"with" if versions["lap"] else "without"} lap, '
+        f'torch {versions["torch"]}, {", ".join(packages)}, '
         f'{seconds / 60:.0f} minutes of processes.',
         '',
         *totals(counts),
