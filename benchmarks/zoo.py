@@ -522,8 +522,9 @@ def report(rows, versions, arch, seconds):
         'or a GPU, or by a fault in the line that is named.',
         '- Stand-ins: GLIP and Grounding DINO run with a random text encoder of one layer in the '
         'place of BERT, whose weights cannot be fetched here, and with what mmdet calls and '
-        "transformers 5 no longer has; guided anchoring runs with mmcv's masked convolution by its "
-        'definition, as mmcv has none for CPUs.',
+        "transformers 5 no longer has; StrongSORT's AFLink has random weights, too; guided "
+        "anchoring runs with mmcv's masked convolution by its definition, as mmcv has none for "
+        'CPUs. SORT, DeepSORT and StrongSORT join parts that are trained on their own.',
         '',
         *methods_table(rows),
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.visualization import Visualizer
 from PIL import Image
 from torch import nn
@@ -150,12 +151,15 @@ def load_tool(name, run_name=None):
 def run_tool(name, *args):
     """Run a script in this process, as the command line would."""
     argv, sys.argv = sys.argv, [f'{name}.py', *map(str, args)]
-    local_rank = os.environ.pop('LOCAL_RANK', None)
+    local_rank, loggers = os.environ.pop('LOCAL_RANK', None), set(MMLogger._instance_dict)
     try:
         load_tool(name, run_name='__main__')
     finally:
         sys.argv = argv
         forget_visualizers(Visualizer)
+        # Two runs within a second have one name, and would write into the first one's file.
+        for name in MMLogger._instance_dict.keys() - loggers:
+            del MMLogger._instance_dict[name]
         os.environ.pop('LOCAL_RANK', None)
         if local_rank is not None:
             os.environ['LOCAL_RANK'] = local_rank

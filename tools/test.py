@@ -42,15 +42,13 @@ def main():
     if is_model_file(args.checkpoint):
         model = load_model_file(cfg, args, meta_of_config(cfg).get('classes'))
         prepare_config(cfg)
-    else:
-        cfg.load_from = args.checkpoint
     if args.show_dir:
         draw_predictions(cfg, args.show_dir)
     if args.tta:
         enable_tta(cfg)
     if args.out:
         save_predictions(cfg, args.out)
-    runner = build_runner(cfg, 'test')
+    runner = build_runner(cfg, 'test', None if model is not None else args.checkpoint)
     if model is None:
         load_whole_model(runner, args.checkpoint)
         deploy(runner.model, args)

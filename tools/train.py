@@ -16,6 +16,7 @@ from mmpoolformer.engine.launch import (
     train,
 )
 from mmpoolformer.engine.scalars import write_metrics
+from mmpoolformer.engine.start import AUTO
 from mmpoolformer.utils.config_tree import type_of
 
 
@@ -38,7 +39,7 @@ def parse_args():
     parser.add_argument(
         '--resume',
         nargs='?',
-        const='auto',
+        const=AUTO,
         metavar='CHECKPOINT',
         help='continue from CHECKPOINT, or without it from the newest one in the work dir',
     )
@@ -82,11 +83,8 @@ def main():
         counts = cfg.get('optim_wrapper', {}).get('accumulative_counts') or 1
         if counts > 1:
             cfg.auto_scale_lr.base_batch_size /= counts
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
 
-    runner = build_runner(cfg, 'train')
+    runner = build_runner(cfg, 'train', args.resume)
     if args.compile:
         compile_backbones(runner.model)
     train(runner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from hashlib import sha256
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
@@ -68,7 +69,7 @@ def read_checkpoint(source: str, allow_pickle: bool = False, map_location='cpu')
     """Read a checkpoint as it is.
 
     Args:
-        source: A path; an http(s) URL, kept in torch's download cache as mmengine does;
+        source: A path; an http(s) URL, kept in torch's download cache under a name of its own;
             ``timm://NAME``; ``hf://OWNER/NAME``; or mmengine's ``torchvision://NAME`` and
             ``open-mmlab://NAME``. Formats are told apart by their content.
         allow_pickle: Read files that execute code when they are read. Only for files whose
@@ -165,11 +166,17 @@ def _is_entry(key, value) -> bool:
 
 
 def _download(url: str) -> Path:
-    """Download into torch's cache, where mmengine looks too, with its progress bar."""
+    """Download into torch's cache, with its progress bar.
+
+    Names that end in a hash, as OpenMMLab's do, are mmengine's there, too. Others get one: two
+    files may be called ``model.safetensors``.
+    """
     try:
         name = Path(urlparse(url).path).name
     except ValueError as error:
         raise CheckpointError(f'{url} is no URL: {error}') from error
+    if not re.search(r'[-_][0-9a-f]{8,}\.\w+$', name):
+        name = f'{sha256(url.encode()).hexdigest()[:16]}-{name}'
     path = Path(torch.hub.get_dir()) / 'checkpoints' / name
     rank, world_size = get_dist_info()
     if rank == 0:

@@ -6,16 +6,20 @@ import json
 import os
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from ..archs import is_integer, is_number
 from ..utils.errors import join, one_line
 from ..utils.files import check_regular
+from .images import MOST_PIXELS
 from .problems import ERROR, WARNING, Problem
 from .readers import is_text
 
-BROKEN_MASK, OTHER_SIZE = 'broken mask', 'mask of another size'
+BROKEN_MASK, OTHER_SIZE, NO_MASK = 'broken mask', 'mask of another size', 'no mask'
+OVER_EDGE = 'box over the edge of the image'
+SCORED = 'not trained, but a validation counts it as missed. Remove it'
 LARGEST_ID = 2**53
 LONGEST_OUTLINE = 5_000_000  # pixels, of all polygons of an object: 200 MB
 
@@ -86,6 +90,13 @@ def check_content(
         usable += is_used
     problems += _duplicates(coco['annotations'], 'annotation', where)
     problems += _check_counted(coco, where)
+    beyond = sum(problem.kind == OVER_EDGE for problem in problems)
+    if beyond >= 10 and 2 * beyond > len(coco['annotations']):
+        detail = (
+            f'{beyond} of {len(coco["annotations"])} boxes reach over the edge of their image: '
+            'COCO’s are x, y, width and height, not two corners'
+        )
+        problems.append(Problem(ERROR, 'boxes of another kind', where, detail))
     if not usable:
         problems.append(Problem(ERROR, 'no usable annotation', where, 'training sees no object'))
     boxed = {a.get('image_id') for a in coco['annotations'] if _is_hashable_id(a)}
@@ -177,7 +188,7 @@ def _check_images(entries: list, where: str) -> tuple[list[Problem], dict]:
         elif os.path.isabs(name) or '..' in Path(name).parts:
             detail = f'file_name {name!r} leads out of the image folder'
             problems.append(Problem(ERROR, 'broken image entry', here, detail))
-        elif not all(is_integer(side) and side > 0 for side in sides):
+        elif not all(is_integer(side) and side > 0 for side in sides) or prod(sides) > MOST_PIXELS:
             detail = f'width and height {sides}'
             problems.append(Problem(ERROR, 'broken image entry', here, detail))
         else:
@@ -208,8 +219,9 @@ def _check_annotation(
         return [Problem(ERROR, 'broken box', here, f'bbox {box!r}'[:80])], False
     if not _is_finite(fields.get('area')):
         return [Problem(ERROR, 'broken annotation', here, f'area {fields.get("area")!r}')], False
-    if not isinstance(fields.get('iscrowd', 0), (int, bool)):
-        return [Problem(ERROR, 'broken annotation', here, f'iscrowd {fields["iscrowd"]!r}')], False
+    crowd = fields.get('iscrowd', 0)
+    if not isinstance(crowd, int) or crowd not in (0, 1):
+        return [Problem(ERROR, 'broken annotation', here, f'iscrowd {crowd!r}'[:80])], False
     masks = _check_mask(fields.get('segmentation'), image, here) if with_masks else []
     harmful = [p for p in masks if p.kind in (BROKEN_MASK, OTHER_SIZE)]
     if harmful:  # COCO's evaluation reads those of skipped ones, too
@@ -217,6 +229,8 @@ def _check_annotation(
     if fields['category_id'] not in categories:
         detail = f'category_id {fields["category_id"]}'
         return [Problem(WARNING, 'category not trained, skipped', here, detail)], False
+    if any(problem.kind == NO_MASK for problem in masks):  # at which COCO's evaluation ends
+        return masks, False
     if fields.get('ignore'):
         detail = 'it is not trained; it is scored all the same where iscrowd is not 1'
         return [Problem(WARNING, 'ignored annotation', here, detail)], False
@@ -226,22 +240,23 @@ def _check_annotation(
         max(0, min(y + height, image['height']) - max(y, 0)),
     ]
     if width < 1 or height < 1 or fields['area'] <= 0:
-        detail = f'bbox {box}, area {fields["area"]}'
+        detail = f'bbox {box}, area {fields["area"]}: {SCORED}'
         return [Problem(WARNING, 'box without area, skipped', here, detail)], False
     if min(inside) == 0:
-        return [Problem(WARNING, 'box outside of the image, skipped', here, f'bbox {box}')], False
+        detail = f'bbox {box}: {SCORED}'
+        return [Problem(WARNING, 'box outside of the image, skipped', here, detail)], False
     problems = []
     if inside[0] < width - 1 or inside[1] < height - 1:
         detail = f'bbox {box} in {image["width"]}×{image["height"]}'
-        problems.append(Problem(WARNING, 'box over the edge of the image', here, detail))
+        problems.append(Problem(WARNING, OVER_EDGE, here, detail))
     # Those of crowds are not trained.
-    problems += [p for p in masks if not fields.get('iscrowd') or p != _no_pixels(here)]
+    problems += [p for p in masks if not crowd or p != _no_pixels(here)]
     return problems, not any(problem.level == ERROR for problem in problems)
 
 
 def _check_mask(mask: Any, image: dict, here: str) -> list[Problem]:
     if not mask:
-        return [Problem(ERROR, 'no mask', here, 'the config loads masks')]
+        return [Problem(ERROR, NO_MASK, here, 'the config loads masks')]
     if isinstance(mask, list):
         if not all(isinstance(p, list) and all(map(_is_finite, p)) for p in mask):
             return [Problem(ERROR, BROKEN_MASK, here, 'a polygon is a list of numbers')]
@@ -295,8 +310,6 @@ def _covers_pixels(polygons: list[list], image: dict) -> bool:
     width, height = image['width'], image['height']
     if max(xs) < 0 or max(ys) < 0 or min(xs) > width or min(ys) > height:
         return False
-    if width * height >= 2**31:
-        return True  # too large for COCO's tools
     return masks.area(masks.merge(masks.frPyObjects(outlines, height, width))) > 0
 
 

@@ -21,7 +21,7 @@ from ..utils.config_tree import type_of, walk
 from ..utils.errors import some
 from .evaluation import check_evaluation
 from .images import SUFFIXES
-from .label_maps import LOSSY, LOSSY_REMEDY, is_jpeg, labels_in
+from .label_maps import IGNORED, LOSSY, LOSSY_REMEDY, is_jpeg, labels_in
 from .problems import ERROR, WARNING, Problem
 from .readers import annotation_file, classes_of, has_coco_annotations, is_leaf
 
@@ -84,6 +84,8 @@ def check_fit(cfg: Config) -> Iterator[Problem]:
         yield from check_categories(file, classes)
     yield from check_evaluation(cfg)
     yield from check_single_class(cfg.get('model'))
+    if cfg.get('default_scope') == 'mmseg':
+        yield from check_ignored(cfg)
     yield from _check_alike(cfg.get('model') or {}, found)
 
 
@@ -242,6 +244,25 @@ def check_labels(node: dict, classes: tuple[str, ...], where: str) -> Iterator[P
             'data set'
         )
         yield Problem(ERROR, 'labels count from 1', where, detail)
+
+
+def check_ignored(cfg: Config) -> Iterator[Problem]:
+    """Compare the label that is ignored in data sets, heads and metrics, 255 by default."""
+    keys = ('train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator')
+    found = {}
+    for root in (*keys, 'test_evaluator', 'model'):
+        for path, node in walk(cfg.get(root), (root,)):
+            is_data = is_leaf(node) and 'seg_map_path' in (node.get('data_prefix') or {})
+            at = [key for key in path if isinstance(key, str)]
+            is_head = at[-1] in ('decode_head', 'auxiliary_head') and 'type' in node
+            if is_data or is_head or type_of(node) == 'IoUMetric':
+                key = '.'.join(map(str, (*path, 'ignore_index')))
+                found[key] = node.get('ignore_index', IGNORED)
+    first = next(iter(found), None)
+    for key, label in found.items():
+        if label != found[first]:
+            detail = f'{key}={label}, but {first}={found[first]}: give all the same'
+            yield Problem(ERROR, 'other labels are ignored', key, detail)
 
 
 def _occurs(label: int, dataset: Any) -> bool:

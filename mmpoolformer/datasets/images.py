@@ -28,6 +28,7 @@ UNTURNED = ('BMP', 'GIF', 'PPM', 'WEBP')
 TURNED = ('JPEG', 'MPO', 'PNG', 'TIFF')  # by OpenCV, as their EXIF entry asks for
 MOST_PIXELS = 2**30  # that OpenCV decodes
 BYTES_OF_PPM = re.compile(rb'P[14]|P[2356](?:\s+#[^\n]*|\s+\d+){2,9}?\s+255\s')
+ANIMATION = (b'acTL', b'fcTL', b'fdAT')  # chunks of PNG
 BITS_PER_SAMPLE = 258  # TIFF's tag
 CONVERTED = {
     'I;16': '16 bits a channel, of which 8 are used',
@@ -54,6 +55,7 @@ def check_image(
     where = str(path)
     try:
         content = _read(path)
+        check_still(io.BytesIO(content))
         form, mode, turned, pages = _decode_fully(content)
         pixels = mmcv.imfrombytes(content, flag='color')
     except _Unreadable as error:
@@ -143,6 +145,21 @@ def _is_deep_tiff(image: Image.Image) -> bool:
     return max(bits if isinstance(bits, tuple) else (bits,)) == 16
 
 
+def check_still(file: BinaryIO) -> None:
+    """Refuse an animated PNG: of a damaged one, OpenCV's decoder ends the process.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if file.read(8) != b'\x89PNG\r\n\x1a\n':
+        return
+    while len(header := file.read(8)) == 8:
+        length, kind = int.from_bytes(header[:4], 'big'), header[4:]
+        if kind in ANIMATION:
+            raise ValueError('an animated PNG: save its first frame as a PNG or JPEG of its own')
+        file.seek(length + 4, io.SEEK_CUR)
+
+
 def check_pixels(image: Image.Image) -> None:
     """Refuse an image by its header.
 
@@ -189,6 +206,8 @@ def _may_be_turned(image: Image.Image) -> bool:
 def decoded_shape(path: str | Path) -> tuple[int, int]:
     """Height and width as mmcv decodes it, from the header alone unless it says to turn it."""
     check_regular(path)
+    with open(path, 'rb') as file:
+        check_still(file)
     with open_image(path) as image:
         check_pixels(image)
         if image.format in UNTURNED or not _may_be_turned(image):

@@ -6,10 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ..utils.errors import DataError, one_line
 from ..utils.files import check_regular
-from .images import check_image, check_pixels, decoded_shape, open_image, orientation
+from .images import (
+    BITS_PER_SAMPLE,
+    check_image,
+    check_pixels,
+    decoded_shape,
+    open_image,
+    orientation,
+)
 from .problems import ERROR, WARNING, Problem
 
 IGNORED = 255  # by default, everywhere in mmseg
@@ -103,6 +111,7 @@ def labels_in(path: str) -> set[int]:
     return {int(value) for value in np.unique(read_labels(path))}
 
 
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # TIFF's tag
 SPREAD = (b'\x02\x00', b'\x04\x00')  # bits and kind of colour in a PNG: greys of 2 and 4 bits
 
 
@@ -123,6 +132,7 @@ def read_labels(path: str | Path) -> np.ndarray:
         )
     with open_image(path) as image:
         check_pixels(image)
+        _check_greys(image)
         labels = np.array(image)
         if orientation(image) not in (0, 1):
             raise ValueError('its EXIF entry asks to turn it, which mmseg does not: save it turned')
@@ -131,6 +141,20 @@ def read_labels(path: str | Path) -> np.ndarray:
     if labels.min(initial=0) < 0:
         raise ValueError(f'it has label {labels.min()}, below 0')
     return labels
+
+
+def _check_greys(image: Image.Image) -> None:
+    """Refuse a TIFF whose greys are not the numbers that stand in it."""
+    if image.format != 'TIFF':
+        return
+    bits = image.tag_v2.get(BITS_PER_SAMPLE, (1,))
+    if image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        raise ValueError('in it 0 is white, and its numbers are read upside down: save it as PNG')
+    if image.mode == 'L' and bits[0] < 8:
+        raise ValueError(
+            f'its {2 ** bits[0]} levels of grey are spread over 0 to 255 when it is read: save it '
+            'with 8 bits'
+        )
 
 
 def _is_wide(path: str | Path) -> bool:

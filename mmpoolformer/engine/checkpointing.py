@@ -29,6 +29,7 @@ from .resumed_schedule import Change, follow
 from .signals import WorkerSignals, interrupted_afterwards
 
 POINTER = 'last_checkpoint'  # mmengine's file with the path of the newest checkpoint
+STARTED = '.started'  # says that the checkpoints are of an earlier run, until there is a pointer
 CHECKPOINT_NAMES = re.compile(r'(epoch|iter)_(\d+)\.pth')
 
 
@@ -69,14 +70,16 @@ def newest_intact_checkpoint(work_dir: Path) -> tuple[Path | None, list[Path]]:
 def find_checkpoints(work_dir: Path) -> list[Path]:
     """The checkpoints to resume from, best first: the pointer's, then by iteration.
 
-    Not by age, which copies lose.
+    Not by age, which copies lose. None of an earlier run, which one that started anew has left.
     """
+    if read_pointer(work_dir) is None and (work_dir / STARTED).exists():
+        return []
     found = [path for path in work_dir.glob('*.pth') if CHECKPOINT_NAMES.fullmatch(path.name)]
     kinds = {CHECKPOINT_NAMES.fullmatch(path.name)[1] for path in found}
     found.sort(key=_number if len(kinds) < 2 else _iteration, reverse=True)
     pointer = read_pointer(work_dir) or ''
     named = Path(pointer if pointer.isprintable() else '')  # it will be printed
-    for path in (named, work_dir / named.name):  # the folder may have been moved
+    for path in (work_dir / named.name, named):  # the folder may be a copy, or moved
         if named.name and _exists(path):
             return [path, *(other for other in found if other.name != path.name)]
     return found
@@ -91,6 +94,12 @@ def read_pointer(work_dir: Path) -> str | None:
     except OSError:  # it may not be read
         pass
     return '' if os.path.lexists(pointer) else None
+
+
+def write_pointer(work_dir: Path, checkpoint: str) -> None:
+    """Name the newest checkpoint, in mmengine's file."""
+    replace_file(work_dir / POINTER, checkpoint)
+    (work_dir / STARTED).unlink(missing_ok=True)
 
 
 def _number(path: Path) -> int:
@@ -241,7 +250,7 @@ class SafeCheckpointHook(CheckpointHook):
             **self.args,
         )
         if is_main_process():
-            replace_file(Path(runner.work_dir) / POINTER, self.last_ckpt)
+            write_pointer(Path(runner.work_dir), self.last_ckpt)
             for old in outdated:
                 path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
                 if self.file_backend.isfile(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 
 from ..archs import is_integer
 from ..checkpoints import local_path
@@ -28,6 +30,14 @@ INSTALL_HINTS = {
     'mmdet': 'pip install onedl-mmdetection (or the classic mmdet)',
     'mmseg': 'pip install onedl-mmsegmentation (or the classic mmsegmentation)',
 }
+# What of the top level of a config a run reads; mmengine's runners, mmdet's and these tools.
+READ = {
+    *inspect.signature(Runner.__init__).parameters, 'activation_checkpointing', 'broadcast_buffers',
+    'compile', 'cudnn_benchmark', 'custom_imports', 'data_source', 'detect_anomalous_params',
+    'efficient_conv_bn_eval', 'find_unused_parameters', 'model_wrapper_cfg', 'mp_start_method',
+    'opencv_num_threads', 'resource_limit', 'runner_type', 'strategy', 'sync_bn', 'tta_model',
+    'tta_pipeline', 'use_mlu',
+}  # fmt: skip
 # The data of the config that each phase of a run reads.
 PHASES = {'train': ('train', 'val'), 'test': ('test',)}
 
@@ -56,9 +66,17 @@ def check_options(cfg: Config, options: dict) -> None:
     """
     for dotted in options:
         keys = dotted.split('.')
+        places = _places(cfg, dotted)
+        if len(keys) == 1 and dotted not in READ and (places or dotted in cfg):
+            meant = f'did you mean {join(places)}?' if places else 'give the entries themselves'
+            raise LaunchError(
+                f'--cfg-options {dotted}: a name that the config file itself uses, and nothing '
+                f'reads it any more; {meant}'
+            )
         node, done = follow(cfg, keys)
         known = list(node) if isinstance(node, (dict, Config)) else []
-        near = nearest(keys[done], known) if done < len(keys) else None
+        # decay_type beside decay_rate is no misspelling.
+        near = nearest(keys[done], known, 0.82) if done < len(keys) else None
         if near:
             meant = '.'.join([*keys[:done], near])
             raise LaunchError(
@@ -71,6 +89,39 @@ def check_options(cfg: Config, options: dict) -> None:
                 f'--cfg-options {dotted}={options[dotted]!r}: it has the entries '
                 f'{some(node)}: name one of them, as in {dotted}.{next(iter(node))}=…'
             )
+
+
+def warn_of_unread(cfg: Config, path: Path) -> None:
+    """Name what a config file assigns and neither it nor a run reads.
+
+    Where a base file used a variable, another value in the file that inherits it comes too late.
+
+    Args:
+        cfg: The complete config.
+        path: Its file.
+    """
+    if path.suffix != '.py':
+        return
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    targets = [t for node in tree.body if isinstance(node, ast.Assign) for t in node.targets]
+    assigned = [target.id for target in targets if isinstance(target, ast.Name)]
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    used = {name.id for name in names if isinstance(name.ctx, ast.Load)}
+    for name in dict.fromkeys(assigned):
+        if '_base_' in assigned and name not in used | READ and not name.startswith('_'):
+            places = join(_places(cfg, name))
+            remedy = f'set {places}' if places else 'set the entries themselves, or remove it'
+            print(printed(f'warning: {path}: nothing reads {name}: {remedy}'), file=sys.stderr)
+
+
+def _places(cfg: Config, name: str) -> list[str]:
+    """Where a config has entries that a variable of this name may have been meant for."""
+    key = 'pipeline' if name.endswith('_pipeline') else name
+    found = [
+        '.'.join(map(str, (*at, key))) for at, node in walk(cfg.to_dict()) if at and key in node
+    ]
+    split = name.removesuffix('pipeline') if key != name else ''
+    return [place for place in found if place.startswith(split)][:3]
 
 
 def refuse_braces(cfg: Config) -> None:
@@ -130,13 +181,18 @@ def check_installed(cfg: Config, path: Path) -> None:
         )
 
 
-def check_checkpoints(cfg: Config, phase: str) -> None:
-    """Refuse a config that names checkpoint files that do not exist.
+def check_checkpoints(cfg: Config, phase: str, checkpoint: str | None = None) -> None:
+    """Refuse checkpoint files that do not exist.
+
+    Args:
+        cfg: The complete config.
+        phase: A key of :data:`PHASES`.
+        checkpoint: What is read in the place of the config's ``load_from``.
 
     Raises:
         LaunchError: Names the file.
     """
-    checkpoints = [('load_from', cfg.get('load_from'))]
+    checkpoints = [('load_from', checkpoint or cfg.get('load_from'))]
     if phase == 'train':
         pretrained = (node for _, node in walk(cfg.model) if node.get('type') == 'Pretrained')
         checkpoints += [('init_cfg', node.get('checkpoint')) for node in pretrained]
@@ -259,9 +315,9 @@ def _is_on_disk(node: dict) -> bool:
     return backend in ('local', 'disk', 'hard_disk')
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
+def nearest(name: str, known: Iterable[str], likeness: float = 0.75) -> str | None:
     """The known name that ``name`` is probably a misspelling of."""
-    matches = get_close_matches(name, list(map(str, known)), n=1, cutoff=0.75)
+    matches = get_close_matches(name, list(map(str, known)), n=1, cutoff=likeness)
     return matches[0] if matches else None
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..datasets import ERROR, check_image
 from ..utils.errors import LaunchError
+from ..utils.files import check_regular
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.gif')
@@ -100,6 +101,11 @@ def read_images(files: list[Path], broken: list[str]) -> Iterator[Frame]:
 
 def open_video(file: Path, broken: list[str]) -> mmcv.VideoReader | None:
     """Open a video; without a frame to read it is added to ``broken``."""
+    try:
+        check_regular(file)
+    except OSError as error:
+        broken.append(str(error))
+        return None
     with file.open('rb') as content:
         if content.read(64).lstrip().startswith(PLAYLISTS):
             broken.append(f'{file}: a list of other files, and no video')

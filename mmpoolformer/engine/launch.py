@@ -17,25 +17,23 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.registry import HOOKS, RUNNERS
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 
 from ..adapt.own_data import OwnDataError
 from ..adapt.swap import SwapError, swap_backbone
 from ..adapt.zoo import OWN, SEPARATOR, find_config
 from ..archs import METAFORMERS
-from ..checkpoints import CheckpointError, local_path, register_loaders
+from ..checkpoints import CheckpointError, register_loaders
 from ..datasets.images import refuse_postscript
 from ..registry import BACKBONES, import_custom_modules
 from ..utils.config_tree import find, type_of, walk
-from ..utils.errors import DataError, LaunchError, first_line, join, last_line, printed
+from ..utils.errors import DataError, LaunchError, first_line, last_line, printed
 from ..utils.memory import keep_freed_memory, reuse_freed_memory
 from .checkpointing import (
-    POINTER,
     CheckpointWriteError,
     ResumableRunner,
     SafeCheckpointHook,
     newest_intact_checkpoint,
-    read_pointer,
 )
 from .checks import (
     CfgOptions,
@@ -49,6 +47,7 @@ from .checks import (
     check_work_dir,
     refuse_braces,
     similar_configs,
+    warn_of_unread,
 )
 from .curves import leave_curves
 from .distributed import (
@@ -61,9 +60,9 @@ from .distributed import (
 from .hooks import CheckLoadedWeights, CheckLoss, watch_outputs
 from .lock import lock_work_dir
 from .loops import build_loops
-from .resumed import check_meta, warn_of_lost_state
 from .resuming import ResumeHook
 from .signals import Terminated
+from .start import begin_anew, find_start
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -180,6 +179,7 @@ def load_config(args: argparse.Namespace, arch: str | None = None) -> Config:
     if arch is not None:
         cfg = swap_backbone(cfg, arch)
         name = f'{name}_{arch if arch in METAFORMERS else f"poolformer-{arch}"}'
+    warn_of_unread(cfg, path)
     _complete(cfg, args.cfg_options, path)
     refuse_braces(cfg)
     cfg = Config(cfg.to_dict(), cfg_text=cfg.text, filename='config.py')
@@ -232,12 +232,13 @@ def _allow_pickle(model: dict) -> None:
                 init_cfg['allow_pickle'] = True
 
 
-def build_runner(cfg: Config, phase: str) -> Runner:
+def build_runner(cfg: Config, phase: str, checkpoint: str | None = None) -> Runner:
     """Build mmengine's runner once everything it will need has been found.
 
     Args:
         cfg: The complete config.
         phase: ``'train'`` or ``'test'``.
+        checkpoint: What is tested; or what a training resumes from, see :func:`find_start`.
 
     Raises:
         LaunchError: Data or a checkpoint that the config names does not exist, or a part of
@@ -249,7 +250,8 @@ def build_runner(cfg: Config, phase: str) -> Runner:
         reuse_freed_memory()
     if phase == 'train':
         _prepare_training(cfg)
-    check_checkpoints(cfg, phase)
+        checkpoint = find_start(cfg, checkpoint)
+    check_checkpoints(cfg, phase, checkpoint)
     check_data(cfg, phase)
     check_classes(cfg)
     check_work_dir(Path(cfg.work_dir))
@@ -259,6 +261,8 @@ def build_runner(cfg: Config, phase: str) -> Runner:
         leave_out_amp(cfg)
     writes = phase == 'train' and is_first(cfg.launcher)
     lock = lock_work_dir(Path(cfg.work_dir)) if writes else None
+    if writes and checkpoint is None:
+        begin_anew(Path(cfg.work_dir))
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         prepare_cpu(cfg)
     runner_type = cfg.get('runner_type', 'Runner')
@@ -272,6 +276,11 @@ def build_runner(cfg: Config, phase: str) -> Runner:
         message = error.args[0] if error.args else error
         raise LaunchError(f'the config cannot be built: {message}') from error
     runner.lock = lock
+    # The config, which was copied, says neither.
+    if phase == 'train' and checkpoint is not None:
+        runner._load_from, runner._resume = checkpoint, True
+    elif phase == 'test':  # tools/test.py loads it
+        runner._load_from = None
     for hook in (CheckLoadedWeights(), CheckLoss(), ResumeHook()):
         runner.register_hook(hook)
     return runner
@@ -339,7 +348,7 @@ def test(runner: Runner) -> dict:
 
 
 def _prepare_training(cfg: Config) -> None:
-    """Checkpoints that are whole, and the newest of them that is, if the run is to go on."""
+    """Let checkpoints be whole, and early stopping count before they are written."""
     check_evaluations(cfg)
     HOOKS.register_module(module=SafeCheckpointHook, force=True)
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
@@ -348,42 +357,6 @@ def _prepare_training(cfg: Config) -> None:
     for _, hook in walk(cfg.get('custom_hooks')):
         if type_of(hook) == 'EarlyStoppingHook':  # counts before what it counts is saved
             hook.setdefault('priority', 'LOW')
-    if cfg.get('resume'):
-        if not cfg.get('load_from'):
-            _choose_checkpoint(cfg)
-        _keep_seed(cfg)
-        warn_of_lost_state(cfg)
-
-
-def _choose_checkpoint(cfg: Config) -> None:
-    """Resume from the newest checkpoint in the work dir that is intact."""
-    named = read_pointer(Path(cfg.work_dir))
-    if '://' in (named or ''):  # mmengine finds what is stored remotely
-        return
-    newest, broken = newest_intact_checkpoint(Path(cfg.work_dir))
-    for path in broken:
-        print(f'warning: {path} is BROKEN, and passed over', file=sys.stderr)
-    if newest is None and (broken or named is not None):
-        raise LaunchError(
-            f'no checkpoint in {cfg.work_dir} can be read: its {POINTER} names '
-            f'{named or ""!a}; broken: {join(broken) or "none"}. Remove them to start anew'
-        )
-    cfg.load_from = newest and str(newest)
-
-
-def _keep_seed(cfg: Config) -> None:
-    """Draw the order of the data with the seed of the run that goes on."""
-    checkpoint = cfg.get('load_from') and local_path(cfg.load_from)
-    if checkpoint and checkpoint.is_file():
-        # mmengine would restore it after the order of the data has been drawn.
-        meta = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu').get('meta')
-        cfg.setdefault('randomness', dict(seed=None))
-        if cfg.randomness.get('seed') is None and meta is not None:
-            try:
-                check_meta(meta)
-            except LaunchError as error:
-                raise LaunchError(f'{checkpoint} cannot be resumed: {error}') from error
-            cfg.randomness.seed = meta.get('seed')
 
 
 def require(cfg: Config, key: str, option: str):

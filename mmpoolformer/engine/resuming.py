@@ -24,8 +24,7 @@ from mmengine.runner import Runner
 
 from ..archs import is_integer, is_number
 from ..utils.errors import LaunchError, one_line
-from ..utils.files import replace_file
-from .checkpointing import POINTER, read_pointer
+from .checkpointing import read_pointer, write_pointer
 from .resumed import check_random_state
 from .resumed_schedule import ITERATIONS_PER_EPOCH
 from .signals import Terminated
@@ -124,12 +123,19 @@ class ResumeHook(Hook):
         self.validated = checkpoint.get('validated')
         _resume_early_stopping(runner, checkpoint.get('early_stopping'))
         if checkpoint['meta'].get('interrupted') and is_integer(checkpoint['meta']['iter']):
-            self.leftover = Path(runner.work_dir) / f'iter_{checkpoint["meta"]["iter"]}.pth'
+            leftover = Path(runner.work_dir) / f'iter_{checkpoint["meta"]["iter"]}.pth'
+            if leftover.resolve() == Path(str(runner._load_from)).resolve():
+                self.leftover = leftover
 
     def before_train(self, runner: Runner) -> None:
         self.previous_handler = signal.signal(signal.SIGTERM, self._remember)
         if self.resumed is None:
             return
+        loop = runner.train_loop
+        if loop.iter >= loop.max_iters:
+            runner.logger.warning(
+                f'nothing is left to train: it stands at iteration {loop.iter} of {loop.max_iters}'
+            )
         if _validation_is_due(runner) and self.validated != runner.iter:
             runner.logger.info('the evaluation that was due when the run stopped')
             runner.val_loop.run()
@@ -193,11 +199,12 @@ class ResumeHook(Hook):
 
     def _save_and_stop(self, runner: Runner, iteration: int) -> None:
         path = Path(runner.work_dir) / f'iter_{iteration}.pth'
-        meta = dict(epoch=runner.epoch, iter=iteration, interrupted=True)
+        # One that was due anyway stays.
+        meta = dict(epoch=runner.epoch, iter=iteration, interrupted=not path.exists())
         self.gather_random_states(runner)
         runner.save_checkpoint(runner.work_dir, path.name, meta=meta, by_epoch=False)
         if is_main_process():
-            replace_file(path.with_name(POINTER), str(path))
+            write_pointer(path.parent, str(path))
         barrier()
         self.after_train(runner)
         raise Terminated(

@@ -121,7 +121,7 @@ class MetaFormerBlock(BaseModule):
             return x + branch
         scale = self.layer_scale_2[:, None, None]
         if sample_scale is not None:
-            scale = scale * sample_scale[:, None, None, None]
+            scale = scale * sample_scale.to(scale.dtype)[:, None, None, None]
         if torch.is_grad_enabled() or branch.dtype != x.dtype or self._mlp_is_watched():
             return torch.addcmul(x, scale, branch)
         return branch.mul_(scale).add_(x)

@@ -8,7 +8,12 @@ from mmengine.model import trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.module import _global_forward_hooks, _has_any_global_hook
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
 
 
 class Conv2d(nn.Conv2d):
@@ -155,7 +160,13 @@ def is_watched(*modules: nn.Module) -> bool:
 
 def is_hooked(*modules: nn.Module) -> bool:
     """Whether a call of a module does more than its class's forward, so that it must be called."""
-    return _has_any_global_hook() or any(
+    everywhere = (
+        _global_forward_hooks
+        or _global_forward_pre_hooks
+        or _global_backward_hooks
+        or _global_backward_pre_hooks
+    )
+    return bool(everywhere) or any(
         'forward' in vars(module)
         or module._forward_hooks
         or module._forward_pre_hooks

@@ -29,8 +29,8 @@ from mmpoolformer.checkpoints import (
 )
 from mmpoolformer.checkpoints.pickles import FREE, PER_BYTE
 from mmpoolformer.engine.checkpointing import is_intact, newest_intact_checkpoint
-from mmpoolformer.engine.launch import _choose_checkpoint
 from mmpoolformer.engine.resuming import random_state, set_random_state
+from mmpoolformer.engine.start import AUTO, find_start
 from mmpoolformer.utils.errors import LaunchError
 
 HOSTILE = dict(hostile.hostile_files())
@@ -757,12 +757,11 @@ def test_links_that_lead_nowhere_leave_older_checkpoints_to_be_found(name, make,
     torch.save({'a': torch.ones(2)}, tmp_path / 'iter_3.pth')
     os.utime(tmp_path / 'iter_3.pth', (0, 0))
     make(tmp_path / name)
-    cfg = Config(dict(work_dir=str(tmp_path)))
-    _choose_checkpoint(cfg)
-    assert cfg.load_from == str(tmp_path / 'iter_3.pth')
+    cfg = Config(dict(work_dir=str(tmp_path), launcher='none'))
+    assert find_start(cfg, AUTO) == str(tmp_path / 'iter_3.pth')
     (tmp_path / 'iter_3.pth').unlink()
     with pytest.raises(LaunchError, match='no checkpoint in'):
-        _choose_checkpoint(cfg)
+        find_start(cfg, AUTO)
 
 
 @pytest.mark.parametrize('pointer', [b'\xff\xfe.pth', b'\x1b]0;owned\x07.pth'])
@@ -770,7 +769,7 @@ def test_a_pointer_that_is_no_text_is_named_in_the_message(pointer, tmp_path, ca
     (tmp_path / os.fsdecode(pointer)).write_bytes(b'broken')
     (tmp_path / 'last_checkpoint').write_bytes(pointer)
     with pytest.raises(LaunchError, match='last_checkpoint names') as error:
-        _choose_checkpoint(Config(dict(work_dir=str(tmp_path))))
+        find_start(Config(dict(work_dir=str(tmp_path), launcher='none')), AUTO)
     assert (str(error.value) + capsys.readouterr().err).isprintable()
 
 
@@ -804,8 +803,8 @@ def test_mmengine_reads_no_file_by_itself(tmp_path, monkeypatch):
 def test_names_of_mmengines_zoos(tmp_path, monkeypatch):
     monkeypatch.setattr('torch.hub.get_dir', lambda: str(tmp_path))
     (tmp_path / 'checkpoints').mkdir()
-    torch.save({'a': torch.ones(2)}, tmp_path / 'checkpoints' / 'model.pth')
-    url = 'https://download.example/model.pth'
+    torch.save({'a': torch.ones(2)}, tmp_path / 'checkpoints' / 'model-0123abcd.pth')
+    url = 'https://download.example/model-0123abcd.pth'
     monkeypatch.setattr('mmengine.load', lambda *_: {'detector': url})
     monkeypatch.setattr('mmengine.runner.checkpoint.load_file', lambda *_: {'detector': url})
     assert torch.equal(read_checkpoint('open-mmlab://detector')['a'], torch.ones(2))

@@ -143,11 +143,14 @@ _UniqueKeys.add_constructor('tag:yaml.org,2002:int', _UniqueKeys.construct_numbe
 
 
 def _yaml_names(text: str) -> list:
-    content = yaml.load(text, _UniqueKeys)
+    try:
+        content = yaml.load(text, _UniqueKeys)
+    except (AttributeError, KeyError, TypeError) as error:  # which PyYAML lets through
+        raise ValueError('it has a value that does not fit its tag, the word behind !') from error
     names = content.get('names') if isinstance(content, dict) else None
     if isinstance(content, dict) and 'kpt_shape' in content:
         raise ValueError('it has kpt_shape: lines with key points are not read')
-    if isinstance(names, dict) and set(names) == set(range(len(names))):
+    if isinstance(names, dict) and set(filter(is_integer, names)) == set(range(len(names))):
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list):
         raise ValueError('it has no names, a list or numbered from 0')
