@@ -1,11 +1,14 @@
 """Test a detector or a segmentor: the config's ``default_scope`` says which."""
 
 import argparse
+import os
+from pathlib import Path
 
 from mmengine.hooks import EMAHook
 
 from mmpoolformer.engine.dataset_meta import check_class_order, meta_of_config
 from mmpoolformer.engine.exported import is_model_file, load_model_file, prepare_config
+from mmpoolformer.engine.hooks import KeepApart
 from mmpoolformer.engine.inference import add_deploy_arguments, deploy, misfit
 from mmpoolformer.engine.launch import (
     LaunchError,
@@ -49,6 +52,10 @@ def main():
     if args.out:
         save_predictions(cfg, args.out)
     runner = build_runner(cfg, 'test', None if model is not None else args.checkpoint)
+    if cfg.default_scope == 'mmdet' and args.show_dir:
+        runner.register_hook(KeepApart('--show-dir', os.path.basename))
+    if cfg.default_scope == 'mmseg' and args.out:
+        runner.register_hook(KeepApart('--out', lambda path: Path(path).stem))
     if model is None:
         load_whole_model(runner, args.checkpoint)
         deploy(runner.model, args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
+from ..datasets.images import check_still
 from ..datasets.label_maps import IGNORED, LabelsFit
 from ..utils.errors import DataError, LaunchError, join, one_line
 from .resumed import check_resumed, check_same_model
@@ -27,6 +29,9 @@ class NamingPipeline:
     def __call__(self, info: dict):
         name = info.get('img_path', info.get('img_id', 'a sample'))
         try:
+            if os.path.isfile(info.get('img_path') or ''):
+                with open(info['img_path'], 'rb') as file:
+                    check_still(file)
             return self.pipeline(info)
         except Exception as error:  # of whatever kind, the sample is to blame
             raise DataError(f'{name}: {one_line(error)}') from error
@@ -125,6 +130,31 @@ def _refuse_nan(name: str, module: nn.Module, inputs: tuple, outputs: Any) -> No
         _refuse_nan(name, module, inputs, part)
     if torch.is_tensor(outputs) and outputs.isnan().any():
         raise LaunchError(f'{name} of the model puts out NaN: its weights are none to predict with')
+
+
+class KeepApart(Hook):
+    """Stop before images of one name in several folders get one file for all.
+
+    Args:
+        option: What writes the files, for the message.
+        name_of: What of a path they are named by.
+    """
+
+    def __init__(self, option: str, name_of: Callable[[str], str]):
+        self.option, self.name_of = option, name_of
+
+    def before_test(self, runner: Runner) -> None:
+        dataset = runner.test_dataloader.dataset
+        infos = (dataset.get_data_info(i) for i in range(len(dataset)))
+        paths = [info['img_path'] for info in infos if 'img_path' in info]
+        counts = Counter(map(self.name_of, paths))
+        shared = [path for path in paths if counts[self.name_of(path)] > 1]
+        if shared:
+            raise LaunchError(
+                f'{self.option}: {shared[0]} and others of the {len(paths)} images share their '
+                'names, and one file would be written for several: tools/predict.py keeps them '
+                'apart'
+            )
 
 
 def _bare(key: Any) -> Any:

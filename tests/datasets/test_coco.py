@@ -83,6 +83,9 @@ def test_a_filter_that_leaves_nothing(filter_cfg, folder):
         ('{"images": [', ERROR, 'broken JSON'),
         ('[]', ERROR, 'no COCO annotations'),
         (without('images', 'height'), ERROR, 'broken image entry'),
+        (changed('images', width=2**26), ERROR, 'broken image entry'),
+        (changed('annotations', bbox=[5, 5, 0, 9], segmentation=[]), ERROR, 'no mask'),
+        (changed('annotations', iscrowd=2**63), ERROR, 'broken annotation'),
         (changed('images', file_name='../1.png'), ERROR, 'broken image entry'),
         (changed('images', id=2), ERROR, 'image ids used twice'),
         (changed('annotations', id=20), ERROR, 'annotation ids used twice'),
@@ -169,6 +172,15 @@ def test_good_annotations(mask, folder):
     problems, images = check(folder, coco)
     assert problems == []
     assert images == [(folder / f'{i}.png', (40, 30)) for i in (1, 2)]
+
+
+def test_boxes_that_are_corners(folder):
+    coco = good_coco()
+    coco['annotations'] = [
+        dict(coco['annotations'][0], id=number, bbox=[20, 15, 38, 29]) for number in range(1, 12)
+    ]
+    problems, _ = check(folder, coco)
+    assert 'boxes of another kind' in [p.kind for p in problems if p.level == ERROR]
 
 
 def test_the_mask_of_a_crowd_is_not_trained(folder):

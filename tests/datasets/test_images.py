@@ -242,3 +242,15 @@ def test_an_image_that_passes_is_loaded_by_mmcv(tmp_path_factory, content):
     if not any(problem.level == ERROR for problem in check_image(path)):
         pixels = LoadImageFromFile()(dict(img_path=str(path)))['img']
         assert pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize('default_image', [True, False])
+def test_an_animated_png_is_refused(default_image, tmp_path):
+    """One wrong byte in it, and OpenCV ends the process."""
+    frames = [Image.new('RGB', (8, 8), color) for color in ('red', 'green', 'blue')]
+    options = dict(save_all=True, append_images=frames[1:], default_image=default_image)
+    frames[0].save(tmp_path / 'a.png', **options)
+    (problem,) = check_image(tmp_path / 'a.png')
+    assert problem.level == ERROR and 'animated PNG' in problem.detail
+    with pytest.raises(ValueError, match='animated PNG'):
+        decoded_shape(tmp_path / 'a.png')

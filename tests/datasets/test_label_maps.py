@@ -171,6 +171,23 @@ def test_label_maps_of_few_greys_are_spread(bits, tmp_path):
     assert problem.level == ERROR and 'spread over 0 to 255' in problem.detail
 
 
+@pytest.mark.parametrize(
+    ('mode', 'tags', 'word'),
+    [('1', {262: 0}, 'upside down'), ('L', {262: 0}, 'upside down'), ('L', {258: 4}, 'spread')],
+)
+def test_greys_of_tiff_that_are_other_numbers(mode, tags, word, tmp_path, monkeypatch):
+    Image.new(mode, (40, 30)).save(tmp_path / 'labels.tif', tiffinfo={262: tags.get(262, 1)})
+    content = (tmp_path / 'labels.tif').read_bytes()
+    for tag, value in tags.items():  # in the directory: tag, type SHORT, one value
+        entry = struct.pack('<HHI', tag, 3, 1)
+        start = content.index(entry) + len(entry)
+        content = content[:start] + struct.pack('<H', value) + content[start + 2 :]
+    (tmp_path / 'labels.tif').write_bytes(content)
+    info = dict(pair(tmp_path, np.zeros((30, 40), np.uint8)), seg_map_path=tmp_path / 'labels.tif')
+    (problem,) = check_pair(info, 3)
+    assert problem.level == ERROR and word in problem.detail
+
+
 def test_a_label_map_that_never_ends(tmp_path):
     info = dict(pair(tmp_path, np.zeros((30, 40), np.uint8)), seg_map_path=tmp_path / 'pipe.png')
     os.mkfifo(info['seg_map_path'])

@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -140,6 +142,31 @@ def test_out_and_show_dir_of_a_segmentor(trained, tmp_path):
     run_tool('test', SEM_FPN, checkpoint, *args)
     assert len(list(out.glob('*.png'))) == 2
     assert list(pictures.rglob('*.png'))
+
+
+@pytest.mark.parametrize('option', ['--out', '--show-dir'])
+def test_images_that_share_their_names_are_kept_apart(
+    option, trained, coco_root, ade_root, tmp_path, capsys
+):
+    """Where one file would be written for two."""
+    config, at = (SEM_FPN, ade_root) if option == '--out' else (MASK_RCNN, coco_root)
+    options, _, checkpoint = trained(config)
+    root = shutil.copytree(at, tmp_path / 'data')
+    folders = ['images/validation', 'annotations/validation'] if at == ade_root else ['val2017']
+    for folder in folders:
+        first, second, *_ = sorted((root / folder).iterdir())
+        for name, path in (('a', first), ('b', second)):
+            (root / folder / name).mkdir()
+            path.rename(root / folder / name / f'000{path.suffix}')
+    file = root / 'annotations' / 'instances_val2017.json'
+    if file.exists():
+        coco = json.loads(file.read_text())
+        for name, image in zip('ab', sorted(coco['images'], key=lambda i: i['file_name'])):
+            image['file_name'] = f'{name}/000{Path(image["file_name"]).suffix}'
+        file.write_text(json.dumps(coco))
+    options = [str(part).replace(str(at), str(root)) for part in options]
+    args = [config, checkpoint, '--work-dir', tmp_path, option, tmp_path / 'out', *options]
+    assert 'share their names' in tool_error(capsys, 'test', *args)
 
 
 @pytest.mark.parametrize('config', [RETINANET, SEM_FPN], ids=lambda path: path.stem)
@@ -417,6 +444,12 @@ def test_an_evaluation_that_never_comes_is_refused(trained, tmp_path, capsys):
         ('model.backbone.depth=12', 'arch'),
         ('train_dataloader.batchsize=4', 'train_dataloader.batch_size'),
         ('optim_wraper.optimizer.lr=0.1', 'optim_wrapper'),
+        ('lr=0.1', 'optim_wrapper.optimizer.lr'),
+        ('max_iters=3', 'train_cfg.max_iters'),
+        ('data_root=/data', 'train_dataloader.dataset'),
+        ('train_pipeline=[]', 'train_dataloader.dataset'),
+        ('crop_size=(64,64)', 'train_dataloader.dataset.dataset.pipeline.3.crop_size'),
+        ('dataset_type=COCO', 'the entries themselves'),
         ('model.decode_head.chanels=64', 'model.decode_head.channels'),
         ('train_dataloader.dataset.dataset.pipeline.2.scal=(64,64)', '2.scale'),
     ],
@@ -428,6 +461,7 @@ def test_misspelt_options_are_named_with_what_was_meant(option, meant, capsys):
 
 def test_options_like_no_other_are_additions(capsys):
     options = ['--cfg-options', 'model.backbone.with_cp=True', 'note=a']
+    options += ['default_hooks.checkpoint.save_bset=auto', 'model.backbone.drop_path_rate=0.1']
     assert 'data not found' in tool_error(capsys, 'train', SEM_FPN, *options)
 
 

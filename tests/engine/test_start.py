@@ -1,0 +1,127 @@
+"""Where a training starts, and what its work dir says of it afterwards."""
+
+import shutil
+
+import pytest
+import torch
+from helpers import run_tool, write_tiny_config
+from mmengine.config import Config
+
+from mmpoolformer.engine.checkpointing import POINTER, STARTED, find_checkpoints, write_pointer
+from mmpoolformer.engine.start import AUTO, begin_anew, find_start
+
+ITERS = ['--cfg-options', 'train_cfg.max_iters=2', 'default_hooks.checkpoint.interval=2']
+MORE = ['--cfg-options', 'train_cfg.max_iters=3', 'default_hooks.checkpoint.interval=1']
+MORE += ['default_hooks.checkpoint.max_keep_ckpts=9']
+
+
+@pytest.fixture(scope='module')
+def finished(digits_root, tmp_path_factory):
+    """A config, and a run of two iterations."""
+    folder = tmp_path_factory.mktemp('finished')
+    config = write_tiny_config(folder, 'by_iteration', digits_root)
+    run_tool('train', config, '--work-dir', folder / 'work', *ITERS)
+    return config, folder / 'work'
+
+
+@pytest.fixture
+def work_dir(finished, tmp_path):
+    return shutil.copytree(finished[1], tmp_path / 'work')
+
+
+def empty(work_dir, **fields):
+    return Config(dict(work_dir=str(work_dir), launcher='none', **fields))
+
+
+def first_weights(checkpoint):
+    contents = torch.load(checkpoint, weights_only=False)
+    return contents['meta']['iter'], contents['state_dict']
+
+
+def test_with_nothing_to_resume_it_starts_from_the_weights(finished, tmp_path, capsys):
+    config, work = finished
+    weights = f'load_from={work / "iter_2.pth"}'
+    rates = ['optim_wrapper.optimizer.lr=0.0', 'param_scheduler=[]']
+    run_tool('train', config, '--work-dir', tmp_path, '--resume', *MORE, weights, *rates)
+    assert 'starts from the weights in' in capsys.readouterr().out
+    iteration, trained = first_weights(tmp_path / 'iter_1.pth')
+    expected = first_weights(work / 'iter_2.pth')[1]
+    parameters = [key for key in trained if key.endswith('weight')]
+    assert iteration == 1 and parameters
+    for key in parameters:
+        torch.testing.assert_close(trained[key], expected[key], rtol=0, atol=0)
+
+
+def test_the_copy_of_the_config_begins_anew(finished, work_dir, tmp_path):
+    config, _ = finished
+    run_tool('train', config, '--work-dir', work_dir, '--resume', *MORE)
+    copy = Config.fromfile(work_dir / 'config.py')
+    assert not copy.resume and copy.load_from is None
+    run_tool('train', work_dir / 'config.py', '--work-dir', tmp_path / 'new')
+    assert first_weights(tmp_path / 'new' / 'iter_1.pth')[0] == 1
+
+
+def test_a_test_leaves_no_weights_in_the_copy_of_the_config(finished, tmp_path):
+    config, work = finished
+    run_tool('test', config, work / 'iter_2.pth', '--work-dir', tmp_path)
+    assert Config.fromfile(tmp_path / 'config.py').load_from is None
+
+
+def test_a_run_that_starts_anew_leaves_the_earlier_one_out(work_dir, capsys):
+    assert find_start(empty(work_dir), AUTO) == str(work_dir / 'iter_2.pth')
+    begin_anew(work_dir)
+    assert 'checkpoints of an earlier run, such as iter_2.pth' in capsys.readouterr().err
+    assert (work_dir / 'iter_2.pth').exists() and not (work_dir / POINTER).exists()
+    assert find_start(empty(work_dir), AUTO) is None
+    assert 'starts from the beginning' in capsys.readouterr().out
+    shutil.copy(work_dir / 'iter_2.pth', work_dir / 'iter_1.pth')
+    write_pointer(work_dir, str(work_dir / 'iter_1.pth'))  # its own first
+    assert not (work_dir / STARTED).exists()
+    assert find_checkpoints(work_dir)[0] == work_dir / 'iter_1.pth'
+
+
+def test_a_copied_work_dir_goes_on_from_its_own_checkpoint(finished, work_dir):
+    """The pointer still names the original's."""
+    assert (work_dir / POINTER).read_text() == str(finished[1] / 'iter_2.pth')
+    assert find_start(empty(work_dir), AUTO) == str(work_dir / 'iter_2.pth')
+
+
+def test_a_checkpoint_outside_of_the_work_dir_is_said(finished, work_dir, capsys):
+    (work_dir / 'iter_2.pth').unlink()
+    assert find_start(empty(work_dir), AUTO) == str(finished[1] / 'iter_2.pth')
+    assert 'is not in the work dir' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('given', [None, 'FILE'])
+def test_a_config_may_resume(given, finished, tmp_path):
+    file = str(finished[1] / 'iter_2.pth')
+    cfg = empty(finished[1], resume=True, load_from=given and file)
+    assert find_start(cfg, None) == file
+    assert not cfg.resume and cfg.load_from is None
+
+
+def test_a_run_that_is_at_its_end_says_so(finished, work_dir):
+    run_tool('train', finished[0], '--work-dir', work_dir, '--resume', *ITERS)
+    logs = ''.join(path.read_text() for path in work_dir.glob('*/*.log'))
+    assert 'nothing is left to train: it stands at iteration 2 of 2' in logs
+
+
+def test_what_sigterm_saved_is_removed_from_its_own_work_dir_alone(finished, work_dir, tmp_path):
+    config, _ = finished
+    contents = torch.load(work_dir / 'iter_2.pth', weights_only=False)
+    contents['meta']['interrupted'] = True
+    torch.save(contents, tmp_path / 'theirs.pth')
+    run_tool('train', config, '--work-dir', work_dir, '--resume', tmp_path / 'theirs.pth', *MORE)
+    assert (work_dir / 'iter_2.pth').exists() and (work_dir / 'iter_3.pth').exists()
+
+
+def test_names_that_nothing_reads_are_said(finished, tmp_path, capsys):
+    config, work = finished
+    text = f'_base_ = {str(config)!r}\nmax_iters = 100\ntrain_pipeline = []\nused = 1\nlr = used\n'
+    (tmp_path / 'child.py').write_text(text)
+    run_tool('train', tmp_path / 'child.py', '--work-dir', work, '--resume', *ITERS)
+    message = capsys.readouterr().err
+    assert 'nothing reads max_iters: set train_cfg.max_iters' in message
+    assert 'nothing reads train_pipeline: set train_dataloader.' in message
+    assert 'nothing reads lr: set optim_wrapper.optimizer.lr' in message
+    assert 'nothing reads used' not in message and 'nothing reads _base_' not in message
