@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tiny_files import assert_loaded, hf_model, pretrained, timm_model, tiny_file_contents
 
 from mmpoolformer import CheckpointError
+from mmpoolformer.checkpoints import read_state_dict
 
 
 def test_url(tmp_path, monkeypatch):
@@ -28,6 +29,21 @@ def test_url(tmp_path, monkeypatch):
     assert_loaded(pretrained(url))  # from mmengine's and torch's cache
     with pytest.raises(CheckpointError, match='cannot be downloaded'):
         pretrained(url.replace('tiny', 'gone'))
+
+
+def test_two_files_of_one_name_are_two(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    for name, value in (('a', 1.0), ('b', 2.0)):
+        (tmp_path / name).mkdir()
+        save_file({'x': torch.full((2,), value)}, tmp_path / name / 'model.safetensors')
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f'http://127.0.0.1:{server.server_port}'
+        for name, value in (('a', 1.0), ('b', 2.0)):
+            weights = read_state_dict(f'{root}/{name}/model.safetensors')
+            assert torch.equal(weights['x'], torch.full((2,), value))
+        server.shutdown()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 
 from mmpoolformer.adapt.zoo import find_config
-from mmpoolformer.datasets import ERROR, WARNING
+from mmpoolformer.datasets import ERROR, WARNING, fit
 from mmpoolformer.datasets.evaluation import check_evaluation
 from mmpoolformer.datasets.fit import (
     check_categories,
@@ -389,6 +389,20 @@ def test_inherited_reduce_zero_label(own_labels, tmp_path, capsys):
     ):
         assert 'reduce_zero_label=True takes label 0 as unlabelled' in message
         assert "would be 'd'" in message and 'reduce_zero_label=False' in message
+
+
+@pytest.mark.parametrize(
+    'key',
+    ['model.decode_head', 'train_dataloader.dataset', 'test_dataloader.dataset', 'val_evaluator'],
+)
+def test_labels_that_only_a_part_ignores(key):
+    cfg = Config.fromfile(SEM_FPN)
+    init_default_scope('mmseg')
+    assert not list(fit.check_ignored(cfg))
+    cfg.merge_from_dict({f'{key}.ignore_index': 254})
+    problems = list(fit.check_ignored(cfg))
+    assert {problem.level for problem in problems} == {ERROR}
+    assert any(key in problem.detail and '=254' in problem.detail for problem in problems)
 
 
 def test_a_rare_last_class_is_one(own_labels, digits_root):

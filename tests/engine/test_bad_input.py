@@ -35,6 +35,14 @@ def damage_image(root):
     return path
 
 
+def animate_image(root):
+    path = next((root / 'images' / 'training').iterdir())
+    size = Image.open(path).size
+    frames = [Image.new('RGB', size, color) for color in ('red', 'green')]
+    frames[0].save(path, format='PNG', save_all=True, append_images=frames[1:])
+    return path
+
+
 def damage_labels(root):
     path = next((root / 'annotations' / 'training').iterdir())
     path.write_bytes(b'no image')
@@ -71,7 +79,7 @@ def damage_validation_labels(root):
     return path
 
 
-DAMAGES = [damage_image, damage_labels, remove_labels, damage_validation_image]
+DAMAGES = [damage_image, animate_image, damage_labels, remove_labels, damage_validation_image]
 DAMAGES += [damage_label_values, damage_label_size, damage_validation_labels]
 
 

@@ -38,6 +38,18 @@ def test_features_and_gradients_are_those_of_the_plain_definition(options, image
             assert error <= 1e-5 * expected_gradient.norm(), name
 
 
+def test_bfloat16_with_stochastic_depth_trains_alike(image):
+    plain, fused = (
+        build(token_mixing=t, drop_path_rate=0.5).bfloat16() for t in ('plain', 'fused')
+    )
+    expected, _ = features_and_gradients(plain, image.bfloat16())
+    features, gradients = features_and_gradients(fused, image.bfloat16())
+    assert [f.dtype for f in features] == [torch.bfloat16] * len(expected)
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    for feature, other in zip(features, expected):
+        torch.testing.assert_close(feature, other, rtol=0.1, atol=0.1)
+
+
 def test_autocast_is_as_near_to_float64_as_the_plain_definition(image):
     plain, fused = (build(token_mixing=t) for t in ('plain', 'fused'))
     exact, exact_gradients = features_and_gradients(

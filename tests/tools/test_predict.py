@@ -1,6 +1,7 @@
 """``tools/predict.py`` with tiny models of both toolboxes."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -170,6 +171,13 @@ def test_a_list_of_other_files_is_no_video(start, tmp_path):
     (tmp_path / 'a.mp4').write_text(f'{start}/elsewhere.mp4\n')
     assert open_video(tmp_path / 'a.mp4', broken) is None
     assert 'a list of other files' in broken[0]
+
+
+def test_a_pipe_is_no_video(tmp_path):
+    broken = []
+    os.mkfifo(tmp_path / 'a.mp4')
+    assert open_video(tmp_path / 'a.mp4', broken) is None
+    assert 'no regular file' in broken[0]
 
 
 def test_a_video_that_breaks_off_is_named(detector, tmp_path, capsys):
