@@ -120,3 +120,19 @@ def test_files_and_functions_are_short(path):
     if text.count('\n') > LONGEST_FILE and name not in LONG_FILES:
         long.append(f'{name}: {text.count(chr(10))} lines')
     assert not long
+
+
+# Names of torch without a promise; each is there from torch 2.1 to today.
+PRIVATE_NAMES = {
+    '_global_backward_hooks', '_global_backward_pre_hooks', '_global_forward_hooks',
+    '_global_forward_pre_hooks',
+}  # fmt: skip
+
+
+def test_private_names_of_torch_are_those_of_every_torch():
+    found = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('torch'):
+                found |= {alias.name for alias in node.names if alias.name.startswith('_')}
+    assert found == PRIVATE_NAMES
