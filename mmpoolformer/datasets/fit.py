@@ -247,12 +247,12 @@ def check_labels(node: dict, classes: tuple[str, ...], where: str) -> Iterator[P
 
 
 def check_ignored(cfg: Config) -> Iterator[Problem]:
-    """Compare the label that is ignored in data sets, heads and metrics, 255 by default."""
+    """Compare the labels that heads and metrics ignore, 255 by default, and what data sets say."""
     keys = ('train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator')
     found = {}
     for root in (*keys, 'test_evaluator', 'model'):
         for path, node in walk(cfg.get(root), (root,)):
-            is_data = is_leaf(node) and 'seg_map_path' in (node.get('data_prefix') or {})
+            is_data = is_leaf(node) and 'ignore_index' in node
             at = [key for key in path if isinstance(key, str)]
             is_head = at[-1] in ('decode_head', 'auxiliary_head') and 'type' in node
             if is_data or is_head or type_of(node) == 'IoUMetric':
