@@ -128,7 +128,7 @@ def results_table(records: list[dict], costs: dict[str, dict]) -> list[str]:
             *(f'{its["milliseconds"][str(size)]:.1f}' if str(size) in its['milliseconds'] else '–'
               for size in SPEED_SIZES),
         ))  # fmt: skip
-    sizes = [f'ms, {size}²' for size in SPEED_SIZES]
+    sizes = [f'ms on one core, {size}²' for size in SPEED_SIZES]
     return markdown(('mixer', *score_headings(), 'parameters', f'GMACs, {SIZE}²', *sizes), rows)
 
 

@@ -62,6 +62,8 @@ def main():
     else:
         runner.model = model
     write_metrics(cfg, 'test', test(runner))
+    if args.show_dir:
+        print(f'pictures of the predictions: {pictures_of(runner, args.show_dir)}')
 
 
 def load_whole_model(runner, checkpoint):
@@ -89,6 +91,11 @@ def draw_predictions(cfg, show_dir):
         hook.test_out_dir = show_dir  # below the run's own folder, as in mmdet
     else:
         require(cfg, 'visualizer', '--show-dir').save_dir = show_dir
+
+
+def pictures_of(runner, show_dir):
+    is_below = runner.cfg.default_scope == 'mmdet'
+    return Path(runner.work_dir, runner.timestamp, show_dir) if is_below else Path(show_dir)
 
 
 def enable_tta(cfg):

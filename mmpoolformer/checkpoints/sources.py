@@ -196,7 +196,8 @@ def _fetch(url: str, path: Path) -> None:
     except (OSError, ValueError, HTTPException) as error:
         raise CheckpointError(
             f'{url} cannot be downloaded ({error}). Fetch it elsewhere and give its '
-            'path in its place, to train as --cfg-options model.backbone.init_cfg.checkpoint=FILE'
+            'path in its place, to train as --cfg-options model.backbone.init_cfg.checkpoint=FILE, '
+            'or train from random weights with model.backbone.init_cfg=None'
         ) from error
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from ..adapt.edit import Change
-from ..adapt.zoo import SEPARATOR
+from ..adapt.zoo import SEPARATOR, config_folder
 from ..utils.config_tree import braced, walk
 from ..utils.errors import LaunchError, printed
 from ..utils.files import replacing
@@ -82,7 +82,11 @@ def _write(name: str, out: Path, path: Path, cfg: Config, new: Config) -> bool:
     A file that is replaced may be the base itself.
     """
     refuse_braces(new)
-    base = name if SEPARATOR in name else os.path.relpath(path, out.parent)
+    toolbox = name.split(SEPARATOR)[0] if SEPARATOR in name else None
+    if toolbox is None:
+        base = os.path.relpath(path, out.parent)
+    else:  # mmengine asks for the folder, too
+        base = f'{toolbox}{SEPARATOR}{path.relative_to(config_folder(toolbox)).as_posix()}'
     can_name = braced(base) is None
     differing = Config(_difference(cfg.to_dict(), new.to_dict())).pretty_text
     try:

@@ -11,6 +11,11 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.optim.scheduler.param_scheduler import (
+    INF,
+    ConstantParamScheduler,
+    LinearParamScheduler,
+)
 from mmengine.runner import Runner
 from torch import nn
 
@@ -130,6 +135,32 @@ def _refuse_nan(name: str, module: nn.Module, inputs: tuple, outputs: Any) -> No
         _refuse_nan(name, module, inputs, part)
     if torch.is_tensor(outputs) and outputs.isnan().any():
         raise LaunchError(f'{name} of the model puts out NaN: its weights are none to predict with')
+
+
+class CheckWarmUp(Hook):
+    """Stop before a training that would not leave its warm-up, and say what ends within it."""
+
+    def before_train(self, runner: Runner) -> None:
+        groups = runner.param_schedulers
+        groups = groups.values() if isinstance(groups, dict) else [groups]
+        for scheduler in (scheduler for group in groups for scheduler in group or ()):
+            if not isinstance(scheduler, (ConstantParamScheduler, LinearParamScheduler)):
+                continue
+            kind, length = type(scheduler).__name__, scheduler.end - scheduler.begin
+            if scheduler.total_iters < 1:
+                raise LaunchError(
+                    f'a {kind} from {scheduler.begin} to {scheduler.end} is never left: mmengine '
+                    'counts to one less than its length. Give it an end of '
+                    f'{scheduler.begin + 2} or more, or take it out of param_scheduler'
+                )
+            loop = runner.train_loop
+            last = loop.max_epochs if scheduler.by_epoch else loop.max_iters
+            if scheduler.begin == 0 and last <= length < INF:
+                unit = 'epochs' if scheduler.by_epoch else 'iterations'
+                runner.logger.warning(
+                    f'the {kind} at the start of param_scheduler takes {length} {unit}, and the '
+                    f'training has {last}: it never reaches its learning rate. Shorten its end'
+                )
 
 
 class KeepApart(Hook):

@@ -57,7 +57,7 @@ from .distributed import (
     leave_out_amp,
     prepare_cpu,
 )
-from .hooks import CheckLoadedWeights, CheckLoss, watch_outputs
+from .hooks import CheckLoadedWeights, CheckLoss, CheckWarmUp, watch_outputs
 from .lock import lock_work_dir
 from .loops import build_loops
 from .resuming import ResumeHook
@@ -281,7 +281,7 @@ def build_runner(cfg: Config, phase: str, checkpoint: str | None = None) -> Runn
         runner._load_from, runner._resume = checkpoint, True
     elif phase == 'test':  # tools/test.py loads it
         runner._load_from = None
-    for hook in (CheckLoadedWeights(), CheckLoss(), ResumeHook()):
+    for hook in (CheckLoadedWeights(), CheckLoss(), CheckWarmUp(), ResumeHook()):
         runner.register_hook(hook)
     return runner
 
@@ -311,6 +311,11 @@ def train(runner: Runner) -> None:
             f'another process of this run ended, at iteration {runner.iter + 1}: '
             f'{first_line(error)}. Its own output says why; go on with --resume'
         ) from error
+    except KeyboardInterrupt:
+        last, _ = newest_intact_checkpoint(Path(runner.work_dir))
+        left = f'--resume goes on from {last}' if last else 'there is no checkpoint yet'
+        print(f'stopped by Ctrl-C at iteration {runner.iter + 1}: {left}', file=sys.stderr)
+        raise
     finally:  # of a run that was stopped, too
         leave_curves(Path(runner.work_dir), runner.logger)
         if runner.lock is not None:

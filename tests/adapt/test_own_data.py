@@ -5,12 +5,15 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from helpers import CONFIGS, run_tool, tool_error
 from mmengine.config import Config
-from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, METRICS, MODELS, PARAM_SCHEDULERS, init_default_scope
 from PIL import Image
 
 from mmpoolformer import OwnDataError, own_data_changes, use_dataset
+from mmpoolformer.adapt.edit import Edit
+from mmpoolformer.adapt.own_data.schedule import set_schedule
 from mmpoolformer.adapt.zoo import find_config
 from mmpoolformer.datasets.fit import check_fit
 
@@ -102,6 +105,47 @@ def test_every_head_of_a_segmentor_has_the_classes(name, own_label_maps):
     labels = val[0]['data_samples'].gt_sem_seg.data
     assert set(labels.unique().tolist()) == {0, 1, 2, 3}
     METRICS.build(new.val_evaluator)
+
+
+@pytest.mark.parametrize(
+    ('name', 'epochs'),
+    [
+        ('retinanet_poolformer-s12_fpn_1x_coco', 1),
+        ('retinanet_poolformer-s12_fpn_1x_coco', 3),
+        ('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', 2),
+    ],
+)
+def test_a_short_training_leaves_its_warm_up(name, epochs, own_coco):
+    """mmengine counts to one less than its length: one step would never end."""
+    new = use_dataset(read(name), own_coco / 'images', own_coco / 'all.json', epochs=epochs)
+    steps = max(4, epochs * 8)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    warm_up = dict(new.param_scheduler[0])
+    assert warm_up['type'] == 'LinearLR' and not warm_up['by_epoch']
+    scheduler = PARAM_SCHEDULERS.build(warm_up, default_args=dict(optimizer=optimizer))
+    for _ in range(steps):
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]['lr'] == 1.0
+
+
+def test_the_decay_begins_where_a_short_warm_up_ends():
+    edit = Edit(
+        Config(
+            dict(
+                train_cfg=dict(max_iters=160000),
+                train_dataloader=dict(batch_size=2),
+                param_scheduler=[
+                    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
+                    dict(type='PolyLR', by_epoch=False, begin=1500, end=160000),
+                ],
+            )
+        )
+    )
+    set_schedule(edit, images=10, epochs=3)
+    warm_up, decay = edit.cfg.param_scheduler
+    assert (warm_up['end'], decay['begin'], decay['end']) == (2, 2, 15)
 
 
 def test_the_choice_is_the_same_for_a_seed_and_disjoint(own_coco):

@@ -268,7 +268,9 @@ def test_two_processes_train_as_one_does(launcher, one, two):
     spread = two(launcher)
     mean = (losses(spread, 0) + losses(spread, 1)) / 2
     assert len(mean) == 20
-    torch.testing.assert_close(mean, losses(one), rtol=1e-4, atol=1e-5)
+    # To float32's rounding, until a ReLU takes a rounded zero for another side of its bend.
+    torch.testing.assert_close(mean[:9], losses(one)[:9], rtol=1e-6, atol=0)
+    torch.testing.assert_close(mean, losses(one), rtol=5e-4, atol=0)
     parameters = [(spread / f'parameters_{rank}.txt').read_text() for rank in (0, 1)]
     assert parameters[0] == parameters[1]
     metrics = [json.loads((run / 'val_metrics.json').read_text()) for run in (one, spread)]

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import run_tool, write_tiny_config
+from helpers import run_tool, tool_error, write_tiny_config
 from mmengine.config import Config
 
 from mmpoolformer.engine.checkpointing import POINTER, STARTED, find_checkpoints, write_pointer
@@ -113,6 +113,31 @@ def test_what_sigterm_saved_is_removed_from_its_own_work_dir_alone(finished, wor
     torch.save(contents, tmp_path / 'theirs.pth')
     run_tool('train', config, '--work-dir', work_dir, '--resume', tmp_path / 'theirs.pth', *MORE)
     assert (work_dir / 'iter_2.pth').exists() and (work_dir / 'iter_3.pth').exists()
+
+
+WARM_UP = 'param_scheduler=[dict(type="LinearLR",start_factor=0.1,by_epoch=False,end={})]'
+
+
+def test_a_warm_up_that_is_never_left_is_refused(finished, tmp_path, capsys):
+    args = [finished[0], '--work-dir', tmp_path, *ITERS, WARM_UP.format(1)]
+    assert 'is never left' in tool_error(capsys, 'train', *args)
+
+
+def test_a_warm_up_beyond_the_end_is_said(finished, tmp_path):
+    run_tool('train', finished[0], '--work-dir', tmp_path, *ITERS, WARM_UP.format(500))
+    logs = ''.join(path.read_text() for path in tmp_path.glob('*/*.log'))
+    assert 'takes 500 iterations, and the training has 2' in logs
+
+
+def test_ctrl_c_names_the_newest_checkpoint(finished, tmp_path, capsys, monkeypatch):
+    def interrupt(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('mmengine.runner.IterBasedTrainLoop.run_iter', interrupt)
+    with pytest.raises(SystemExit) as stop:
+        run_tool('train', finished[0], '--work-dir', tmp_path, *ITERS)
+    assert stop.value.code == 130
+    assert 'iteration 1: there is no checkpoint yet' in capsys.readouterr().err
 
 
 def test_names_that_nothing_reads_are_said(finished, tmp_path, capsys):

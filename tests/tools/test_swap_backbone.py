@@ -44,6 +44,12 @@ def test_written_config_is_short_and_inherits(name, tmp_path):
     assert len(text.splitlines()) < 30
 
 
+def test_a_config_of_a_toolbox_is_inherited_by_its_folder(tmp_path):
+    run_tool('swap_backbone', 'mmdet::retinanet_r50_fpn_1x_coco', '-o', tmp_path / 'own.py')
+    text = (tmp_path / 'own.py').read_text()
+    assert text.startswith("_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'")
+
+
 def test_written_config_keeps_the_optimizer_and_the_weights_asked_for(tmp_path):
     options = ('--keep-optimizer', '--checkpoint', 'none')
     run_tool('swap_backbone', RETINANET, *options, '-o', tmp_path / 'own.py')

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from ...datasets.coco import check_content, count_trained, read_coco
+from ...datasets.coco import NO_MASK, check_content, count_trained, read_coco
 from ...datasets.images import decoded_shape
 from ...datasets.problems import ERROR
 from ...utils.config_tree import type_of, walk
@@ -26,6 +26,8 @@ from .splits import (
     write_part,
 )
 from .wrapped import REASON, leaves, own_parts, watch_metric
+
+WITHOUT_MASKS = 'a detector without masks, such as retinanet_poolformer-s12_fpn_1x_coco'
 
 
 def coco_data(
@@ -89,9 +91,8 @@ def _part(images, option: str, annotations, classes, with_masks: bool) -> Part:
         return Part(folder(images, option), path)
     if with_masks:
         raise OwnDataError(
-            f'{path}: of label files the boxes are taken, and this config trains masks. Take a '
-            'detector without masks, such as retinanet_poolformer-s12_fpn_1x_coco, or a COCO file '
-            'with segmentation'
+            f'{path}: of label files the boxes are taken, and this config trains masks. Take '
+            f'{WITHOUT_MASKS}, or a COCO file with segmentation'
         )
     found = folder(images, option)
     path, note = to_coco_file(path, found, classes)
@@ -112,10 +113,12 @@ def _content(part: Part, with_masks: bool) -> tuple[dict, tuple[str, ...]]:
     if errors:
         _, kind, where, detail = map(first_line, errors[0])
         more = f' ({len(errors)} errors in all)' if len(errors) > 1 else ''
-        raise OwnDataError(
-            f'annotations: {where}: {kind}: {detail}{more}. It needs the lists images, annotations '
-            'and categories as COCO has them'
+        remedy = (
+            f'Take {WITHOUT_MASKS}, or add segmentation'
+            if kind == NO_MASK
+            else 'It needs the lists images, annotations and categories as COCO has them'
         )
+        raise OwnDataError(f'annotations: {where}: {kind}: {detail}{more}. {remedy}')
     names = checked_names([category['name'] for category in content['categories']], path)
     changed = [c['name'] for c, name in zip(content['categories'], names) if c['name'] != name]
     if changed:  # mmdet looks categories up by their whole name

@@ -18,6 +18,7 @@ LEAST_STEPS = 1000  # fewer leave even a pretrained detector at an AP near 0
 EVALUATIONS = 12
 CHECKPOINTS = 12
 WARM_UPS = ('Linear', 'Constant', 'Quadratic')
+COUNTING = WARM_UPS[:2]  # to one less than their length
 # Where hooks of the toolboxes switch to another stage of the training, by epoch or by iteration.
 SWITCHES = {
     True: ('switch_epoch', 'num_last_epochs', 'begin_epoch'),
@@ -85,6 +86,7 @@ def set_schedule(edit: Edit, images: int, epochs: int | None, repeated: int = 1)
         new = epochs or max(old * repeated, math.ceil(LEAST_STEPS / per_epoch))
         _set_length(edit, 'max_epochs', old, new, reason, by_epoch=True)
         _shorten_warm_up(edit, new * per_epoch)
+    _lengthen_warm_ups(edit)
 
 
 def _set_length(edit: Edit, key: str, old: int, new: int, reason: str, by_epoch: bool) -> None:
@@ -134,3 +136,18 @@ def _shorten_warm_up(edit: Edit, steps: int) -> None:
             )
         if end and end > steps // 10:
             edit.set((*at, 'end'), max(1, steps // 10), f'a tenth of the {steps} steps')
+
+
+def _lengthen_warm_ups(edit: Edit) -> None:
+    """A warm-up of one step would never be left: mmengine counts to one less than its length."""
+    schedulers = list(walk(edit.cfg.get('param_scheduler') or [], ('param_scheduler',)))
+    for at, scheduler in schedulers:
+        begin, end = scheduler.get('begin', 0), scheduler.get('end')
+        converted = scheduler.get('convert_to_iter_based')
+        if not type_of(scheduler).startswith(COUNTING) or converted or end != begin + 1:
+            continue
+        reason = 'a warm-up of one step would never be left'
+        for where, other in schedulers:
+            if other.get('begin') == end and other.get('by_epoch') == scheduler.get('by_epoch'):
+                edit.set((*where, 'begin'), end + 1, reason)
+        edit.set((*at, 'end'), end + 1, reason)
