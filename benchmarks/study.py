@@ -146,8 +146,8 @@ def write_config(seed: int, contender: str, task: str, put: Callable, args) -> P
     if 'bbox_head' in cfg.model:  # mmdet's, as for the numbers that are published
         cfg.model.bbox_head.anchor_generator.octave_base_scale = 4
     warm_up, decay = cfg.param_scheduler
-    warm_up.end = min(warm_up.end, iterations // 2)
-    decay.update(begin=warm_up.end, end=iterations)
+    warm_up.end = max(2, min(warm_up.end, iterations // 2))
+    decay.update(begin=warm_up.end, end=max(iterations, warm_up.end + 1))
     data, old = f'{args.work_dir / "digits"}/', cfg.data_root
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = data

@@ -128,13 +128,13 @@ def _check_voc_names(infos: list[dict], classes: Sequence[str], title: str) -> I
 
 def check_sample(dataset, index: int) -> list[Problem]:
     """Check a sample of a data set of any other kind by loading it as training would."""
-    info = dataset.get_data_info(index)
-    where = str(info.get('img_path', f'sample {index}'))
+    path = dataset.get_data_info(index).get('img_path')  # of several channels or frames, a list
+    where = str(path or f'sample {index}')
     try:
-        dataset.pipeline(info)
+        dataset.prepare_data(index)
     except Exception as error:  # of whatever kind, training would stop at it
         return [Problem(ERROR, 'sample cannot be loaded', where, one_line(error))]
-    return check_image(where) if 'img_path' in info else []
+    return check_image(where) if isinstance(path, str) else []
 
 
 def _call(job: Callable[[], list[Problem]]) -> list[Problem]:

@@ -18,7 +18,6 @@ from .problems import ERROR, WARNING, Problem
 from .readers import is_text
 
 BROKEN_MASK, OTHER_SIZE, NO_MASK = 'broken mask', 'mask of another size', 'no mask'
-OVER_EDGE = 'box over the edge of the image'
 SCORED = 'not trained, but a validation counts it as missed. Remove it'
 LARGEST_ID = 2**53
 LONGEST_OUTLINE = 5_000_000  # pixels, of all polygons of an object: 200 MB
@@ -83,22 +82,32 @@ def check_content(
     problems, categories = _check_categories(coco['categories'], classes, where)
     more, images = _check_images(coco['images'], where)
     problems += more
-    usable = 0
+    usable = crowds = 0
     for position, annotation in enumerate(coco['annotations']):
         more, is_used = _check_annotation(annotation, position, images, categories, with_masks)
         problems += [p._replace(where=f'{where}, {p.where}') for p in more]
-        usable += is_used
+        is_crowd = isinstance(annotation, dict) and bool(annotation.get('iscrowd'))
+        crowds += is_crowd
+        usable += is_used and not is_crowd
     problems += _duplicates(coco['annotations'], 'annotation', where)
     problems += _check_counted(coco, where)
-    beyond = sum(problem.kind == OVER_EDGE for problem in problems)
-    if beyond >= 10 and 2 * beyond > len(coco['annotations']):
+    corners = sum(_looks_like_corners(a, images) for a in coco['annotations'])
+    if corners >= 10 and 2 * corners > len(coco['annotations']):
         detail = (
-            f'{beyond} of {len(coco["annotations"])} boxes reach over the edge of their image: '
-            'COCO’s are x, y, width and height, not two corners'
+            f'{corners} of {len(coco["annotations"])} boxes reach over the edge of their image, '
+            'but would not as two corners: COCO’s are x, y, width and height'
         )
         problems.append(Problem(ERROR, 'boxes of another kind', where, detail))
+    if 10 * crowds > len(coco['annotations']):
+        detail = (
+            f'{crowds} of {len(coco["annotations"])} have iscrowd=1, as CVAT writes for masks: '
+            'they are not trained, and not scored as objects. Set iscrowd to 0 where they are'
+        )
+        problems.append(Problem(WARNING, 'many crowds', where, detail))
     if not usable:
-        problems.append(Problem(ERROR, 'no usable annotation', where, 'training sees no object'))
+        all_crowds = ': all have iscrowd=1, as CVAT writes for masks. Set it to 0' if crowds else ''
+        detail = f'training sees no object{all_crowds}'
+        problems.append(Problem(ERROR, 'no usable annotation', where, detail))
     boxed = {a.get('image_id') for a in coco['annotations'] if _is_hashable_id(a)}
     empty = [image for image in images if image not in boxed]
     if empty:
@@ -248,10 +257,22 @@ def _check_annotation(
     problems = []
     if inside[0] < width - 1 or inside[1] < height - 1:
         detail = f'bbox {box} in {image["width"]}×{image["height"]}'
-        problems.append(Problem(WARNING, OVER_EDGE, here, detail))
+        problems.append(Problem(WARNING, 'box over the edge of the image', here, detail))
     # Those of crowds are not trained.
     problems += [p for p in masks if not crowd or p != _no_pixels(here)]
     return problems, not any(problem.level == ERROR for problem in problems)
+
+
+def _looks_like_corners(annotation: Any, images: dict) -> bool:
+    """Whether a box leaves its image as x, y, width and height, and not as two corners."""
+    if not _is_hashable_id(annotation) or annotation['image_id'] not in images:
+        return False
+    box, image = annotation.get('bbox'), images[annotation['image_id']]
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+        return False
+    x, y, right, bottom = box
+    leaves = x + right > image['width'] + 1 or y + bottom > image['height'] + 1
+    return leaves and 0 <= x < right <= image['width'] and 0 <= y < bottom <= image['height']
 
 
 def _check_mask(mask: Any, image: dict, here: str) -> list[Problem]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from functools import wraps
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -179,8 +180,18 @@ def open_image(file: str | Path | BinaryIO) -> Image.Image:
     return Image.open(file, formats=FORMATS)
 
 
-def refuse_postscript() -> None:
-    """Let PIL open no PostScript in this process, also for the toolboxes."""
+def guard_decoders() -> None:
+    """Let this process open no PostScript and no animated PNG, for the toolboxes either."""
+    decode = mmcv.imfrombytes
+    if not hasattr(decode, '__wrapped__'):
+
+        @wraps(decode)
+        def decode_still(content: bytes, *args, **kwargs):
+            check_still(io.BytesIO(content))
+            return decode(content, *args, **kwargs)
+
+        for module in (mmcv, mmcv.image, mmcv.image.io):  # mmcv.imread takes the last
+            module.imfrombytes = decode_still
     Image.init()
     Image.OPEN.pop('EPS', None)
     Image.ID[:] = [form for form in Image.ID if form != 'EPS']

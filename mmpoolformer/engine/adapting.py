@@ -17,7 +17,7 @@ from ..adapt.zoo import SEPARATOR, config_folder
 from ..utils.config_tree import braced, walk
 from ..utils.errors import LaunchError, printed
 from ..utils.files import replacing
-from .checks import refuse_braces
+from .checks import refuse_braces, warn_of_unread
 from .launch import CONFIG_HELP, find_config_file, read_config
 
 
@@ -39,7 +39,9 @@ def read_base(args: argparse.Namespace) -> tuple[Path, Config]:
     if args.out and args.out.exists() and not args.overwrite:
         raise LaunchError(f'{args.out} exists: choose another name, or add --overwrite')
     path = find_config_file(args.config)
-    return path, read_config(path)
+    cfg = read_config(path)
+    warn_of_unread(cfg, path)
+    return path, cfg
 
 
 def show_and_write(

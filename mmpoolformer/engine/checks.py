@@ -24,6 +24,7 @@ from ..models import MetaFormer
 from ..registry import BACKBONES
 from ..utils.config_tree import braced, follow, type_of, walk
 from ..utils.errors import LaunchError, first_line, join, printed, short, some
+from .checkpointing import STARTED
 from .lock import NAME as LOCK
 
 INSTALL_HINTS = {
@@ -66,13 +67,16 @@ def check_options(cfg: Config, options: dict) -> None:
     """
     for dotted in options:
         keys = dotted.split('.')
-        places = _places(cfg, dotted)
-        if len(keys) == 1 and dotted not in READ and (places or dotted in cfg):
-            meant = f'did you mean {join(places)}?' if places else 'give the entries themselves'
+        places = _places(cfg, keys[0]) if keys[0] not in READ else []
+        if places and (len(keys) == 1 or keys[0] in cfg):
+            places = ['.'.join([place, *keys[1:]]) for place in places]
             raise LaunchError(
-                f'--cfg-options {dotted}: a name that the config file itself uses, and nothing '
-                f'reads it any more; {meant}'
+                f'--cfg-options {dotted}: {keys[0]} is a name that the config file itself uses, '
+                f'and nothing reads it any more; did you mean {join(places)}?'
             )
+        if keys[0] in cfg and keys[0] not in READ:
+            print(printed(f'warning: --cfg-options {dotted}: {UNREAD}'), file=sys.stderr)
+            continue
         node, done = follow(cfg, keys)
         known = list(node) if isinstance(node, (dict, Config)) else []
         # decay_type beside decay_rate is no misspelling.
@@ -98,30 +102,41 @@ def warn_of_unread(cfg: Config, path: Path) -> None:
 
     Args:
         cfg: The complete config.
-        path: Its file.
+        path: Its file. Those that it inherits are looked into, too, but for the toolboxes' own.
     """
     if path.suffix != '.py':
         return
-    tree = ast.parse(path.read_text(encoding='utf-8'))
-    targets = [t for node in tree.body if isinstance(node, ast.Assign) for t in node.targets]
-    assigned = [target.id for target in targets if isinstance(target, ast.Name)]
+    text = path.read_text(encoding='utf-8')
+    tree = ast.parse(text)
+    assigned: dict[str, ast.expr] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            assigned.update({t.id: node.value for t in node.targets if isinstance(t, ast.Name)})
+    if '_base_' not in assigned:
+        return
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    used = {name.id for name in names if isinstance(name.ctx, ast.Load)}
-    for name in dict.fromkeys(assigned):
-        if '_base_' in assigned and name not in used | READ and not name.startswith('_'):
+    used = {name.id for name in names if isinstance(name.ctx, ast.Load)} | READ
+    for name in assigned:
+        if name not in used and not name.startswith('_'):
             places = join(_places(cfg, name))
-            remedy = f'set {places}' if places else 'set the entries themselves, or remove it'
-            print(printed(f'warning: {path}: nothing reads {name}: {remedy}'), file=sys.stderr)
+            remedy = f'nothing reads {name}: set {places}' if places else f'{name}: {UNREAD}'
+            print(printed(f'warning: {path}: {remedy}'), file=sys.stderr)
+    for text in ast.walk(assigned['_base_']):
+        base = text.value if isinstance(text, ast.Constant) else None
+        if isinstance(base, str) and '::' not in base and (path.parent / base).is_file():
+            warn_of_unread(cfg, path.parent / base)
+
+
+UNREAD = 'mmengine, the toolboxes and these tools do not read it, only code of your own might'
 
 
 def _places(cfg: Config, name: str) -> list[str]:
     """Where a config has entries that a variable of this name may have been meant for."""
     key = 'pipeline' if name.endswith('_pipeline') else name
-    found = [
-        '.'.join(map(str, (*at, key))) for at, node in walk(cfg.to_dict()) if at and key in node
-    ]
     split = name.removesuffix('pipeline') if key != name else ''
-    return [place for place in found if place.startswith(split)][:3]
+    nodes = [at for at, node in walk(cfg.to_dict()) if at and at[0] in READ and key in node]
+    places = ['.'.join(map(str, (*at, key))) for at in nodes]
+    return [place for place in places if place.startswith(split)][:3]
 
 
 def refuse_braces(cfg: Config) -> None:
@@ -278,7 +293,7 @@ def check_work_dir(work_dir: Path) -> None:
             pass
     except OSError as error:
         raise LaunchError(f'cannot write to the work dir {work_dir}: {error}') from error
-    for path in (work_dir / 'config.py', work_dir / LOCK):
+    for path in (work_dir / 'config.py', work_dir / LOCK, work_dir / STARTED):
         if path.is_symlink():
             raise LaunchError(
                 f'{path} is a link, and a run would write to {path.resolve()}: remove it, or give '

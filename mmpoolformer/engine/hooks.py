@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +18,6 @@ from mmengine.optim.scheduler.param_scheduler import (
 from mmengine.runner import Runner
 from torch import nn
 
-from ..datasets.images import check_still
 from ..datasets.label_maps import IGNORED, LabelsFit
 from ..utils.errors import DataError, LaunchError, join, one_line
 from .resumed import check_resumed, check_same_model
@@ -34,9 +32,6 @@ class NamingPipeline:
     def __call__(self, info: dict):
         name = info.get('img_path', info.get('img_id', 'a sample'))
         try:
-            if os.path.isfile(info.get('img_path') or ''):
-                with open(info['img_path'], 'rb') as file:
-                    check_still(file)
             return self.pipeline(info)
         except Exception as error:  # of whatever kind, the sample is to blame
             raise DataError(f'{name}: {one_line(error)}') from error
@@ -177,7 +172,7 @@ class KeepApart(Hook):
     def before_test(self, runner: Runner) -> None:
         dataset = runner.test_dataloader.dataset
         infos = (dataset.get_data_info(i) for i in range(len(dataset)))
-        paths = [info['img_path'] for info in infos if 'img_path' in info]
+        paths = [path for info in infos if isinstance(path := info.get('img_path'), str)]
         counts = Counter(map(self.name_of, paths))
         shared = [path for path in paths if counts[self.name_of(path)] > 1]
         if shared:

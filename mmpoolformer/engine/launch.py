@@ -24,7 +24,7 @@ from ..adapt.swap import SwapError, swap_backbone
 from ..adapt.zoo import OWN, SEPARATOR, find_config
 from ..archs import METAFORMERS
 from ..checkpoints import CheckpointError, register_loaders
-from ..datasets.images import refuse_postscript
+from ..datasets.images import guard_decoders
 from ..registry import BACKBONES, import_custom_modules
 from ..utils.config_tree import find, type_of, walk
 from ..utils.errors import DataError, LaunchError, first_line, last_line, printed
@@ -62,7 +62,7 @@ from .lock import lock_work_dir
 from .loops import build_loops
 from .resuming import ResumeHook
 from .signals import Terminated
-from .start import begin_anew, find_start
+from .start import begin, find_start
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -74,7 +74,7 @@ def run(main: Callable[[], None]) -> None:
     """
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')  # for names that are no text
-    refuse_postscript()
+    guard_decoders()
     try:
         main()
     except Terminated as stop:
@@ -261,8 +261,8 @@ def build_runner(cfg: Config, phase: str, checkpoint: str | None = None) -> Runn
         leave_out_amp(cfg)
     writes = phase == 'train' and is_first(cfg.launcher)
     lock = lock_work_dir(Path(cfg.work_dir)) if writes else None
-    if writes and checkpoint is None:
-        begin_anew(Path(cfg.work_dir))
+    if writes:
+        begin(Path(cfg.work_dir), checkpoint)
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         prepare_cpu(cfg)
     runner_type = cfg.get('runner_type', 'Runner')

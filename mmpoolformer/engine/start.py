@@ -16,6 +16,7 @@ from .checkpointing import (
     find_checkpoints,
     newest_intact_checkpoint,
     read_pointer,
+    write_pointer,
 )
 from .distributed import is_first
 from .resumed import check_meta, warn_of_lost_state
@@ -53,8 +54,17 @@ def find_start(cfg: Config, resume: str | None) -> str | None:
     return resume
 
 
-def begin_anew(work_dir: Path) -> None:
-    """Let ``--resume`` find no checkpoint of an earlier run, before this one has its own."""
+def begin(work_dir: Path, checkpoint: str | None) -> None:
+    """Let ``--resume`` find where this run started, before it has a checkpoint of its own.
+
+    Args:
+        work_dir: It may have checkpoints of an earlier run.
+        checkpoint: What is resumed from, if anything.
+    """
+    if checkpoint is not None:
+        path = local_path(checkpoint)
+        write_pointer(work_dir, str(path.absolute()) if path else checkpoint)
+        return
     earlier = find_checkpoints(work_dir)
     if earlier:
         print(

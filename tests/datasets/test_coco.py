@@ -174,19 +174,41 @@ def test_good_annotations(mask, folder):
     assert images == [(folder / f'{i}.png', (40, 30)) for i in (1, 2)]
 
 
-def test_boxes_that_are_corners(folder):
+@pytest.mark.parametrize(
+    ('fields', 'level', 'kind'),
+    [
+        (dict(bbox=[20, 15, 38, 29]), ERROR, 'boxes of another kind'),
+        (dict(bbox=[-3, 15, 50, 29]), WARNING, 'box over the edge of the image'),  # not clipped
+        (dict(iscrowd=1), ERROR, 'no usable annotation'),
+    ],
+    ids=['corners', 'not clipped', 'crowds'],
+)
+def test_what_all_annotations_have(fields, level, kind, folder):
     coco = good_coco()
     coco['annotations'] = [
-        dict(coco['annotations'][0], id=number, bbox=[20, 15, 38, 29]) for number in range(1, 12)
+        dict(coco['annotations'][0], id=number, **fields) for number in range(1, 12)
     ]
     problems, _ = check(folder, coco)
-    assert 'boxes of another kind' in [p.kind for p in problems if p.level == ERROR]
+    assert (level, kind) in [(p.level, p.kind) for p in problems]
+    assert level == ERROR or ERROR not in [p.level for p in problems]
+
+
+def test_many_crowds_are_said(folder):
+    coco = good_coco()
+    coco['annotations'][0]['iscrowd'] = 1
+    problems, _ = check(folder, coco)
+    assert 'many crowds' in [p.kind for p in problems if p.level == WARNING]
+
+
+def test_corners_of_a_few(folder):
+    problems, _ = check(folder, changed('annotations', bbox=[20, 15, 38, 29]))
+    assert ERROR not in [problem.level for problem in problems]
 
 
 def test_the_mask_of_a_crowd_is_not_trained(folder):
     coco = changed('annotations', iscrowd=1, segmentation=dict(MASK, counts=[1200]))
     problems, _ = check(folder, coco)
-    assert problems == []
+    assert [problem.kind for problem in problems] == ['many crowds']
 
 
 def test_classes_that_are_no_texts_are_named(folder):

@@ -176,8 +176,8 @@ def test_postscript_is_no_image(tmp_path, monkeypatch):
 
 def test_toolboxes_open_no_postscript_in_a_tool():
     code = (
-        'import io, mmcv; from mmpoolformer.datasets.images import refuse_postscript; '
-        f'refuse_postscript(); mmcv.imfrombytes({POSTSCRIPT!r}, backend="pillow")'
+        'import io, mmcv; from mmpoolformer.datasets.images import guard_decoders; '
+        f'guard_decoders(); mmcv.imfrombytes({POSTSCRIPT!r}, backend="pillow")'
     )
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert 'UnidentifiedImageError' in run.stderr
@@ -254,3 +254,23 @@ def test_an_animated_png_is_refused(default_image, tmp_path):
     assert problem.level == ERROR and 'animated PNG' in problem.detail
     with pytest.raises(ValueError, match='animated PNG'):
         decoded_shape(tmp_path / 'a.png')
+
+
+@pytest.mark.parametrize(
+    'read', ['imread(sys.argv[1])', 'imfrombytes(open(sys.argv[1], "rb").read())']
+)
+def test_toolboxes_decode_no_animated_png_in_a_tool(read, tmp_path):
+    frames = [Image.new('RGB', (8, 8), color) for color in ('red', 'green')]
+    frames[0].save(tmp_path / 'a.png', save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / 'b.png')
+    code = (
+        'import sys, mmcv; from mmpoolformer.datasets.images import guard_decoders; '
+        f'guard_decoders(); guard_decoders(); print(mmcv.{read}.shape)'
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, '-c', code, tmp_path / name], capture_output=True, text=True
+        )
+        for name in ('a.png', 'b.png')
+    ]
+    assert 'ValueError: an animated PNG' in runs[0].stderr and runs[1].stdout == '(8, 8, 3)\n'

@@ -8,7 +8,7 @@ from helpers import run_tool, tool_error, write_tiny_config
 from mmengine.config import Config
 
 from mmpoolformer.engine.checkpointing import POINTER, STARTED, find_checkpoints, write_pointer
-from mmpoolformer.engine.start import AUTO, begin_anew, find_start
+from mmpoolformer.engine.start import AUTO, begin, find_start
 
 ITERS = ['--cfg-options', 'train_cfg.max_iters=2', 'default_hooks.checkpoint.interval=2']
 MORE = ['--cfg-options', 'train_cfg.max_iters=3', 'default_hooks.checkpoint.interval=1']
@@ -69,7 +69,7 @@ def test_a_test_leaves_no_weights_in_the_copy_of_the_config(finished, tmp_path):
 
 def test_a_run_that_starts_anew_leaves_the_earlier_one_out(work_dir, capsys):
     assert find_start(empty(work_dir), AUTO) == str(work_dir / 'iter_2.pth')
-    begin_anew(work_dir)
+    begin(work_dir, None)
     assert 'checkpoints of an earlier run, such as iter_2.pth' in capsys.readouterr().err
     assert (work_dir / 'iter_2.pth').exists() and not (work_dir / POINTER).exists()
     assert find_start(empty(work_dir), AUTO) is None
@@ -78,6 +78,22 @@ def test_a_run_that_starts_anew_leaves_the_earlier_one_out(work_dir, capsys):
     write_pointer(work_dir, str(work_dir / 'iter_1.pth'))  # its own first
     assert not (work_dir / STARTED).exists()
     assert find_checkpoints(work_dir)[0] == work_dir / 'iter_1.pth'
+
+
+@pytest.mark.parametrize('where', ['work dir', 'elsewhere'])
+def test_a_run_that_goes_on_from_a_chosen_checkpoint_is_gone_on_with(where, finished, work_dir):
+    """Before it has a checkpoint of its own, and not the one that was given up."""
+    chosen = (work_dir if where == 'work dir' else finished[1]) / 'iter_1.pth'
+    shutil.copy(work_dir / 'iter_2.pth', chosen)
+    begin(work_dir, str(chosen))
+    assert find_start(empty(work_dir), AUTO) == str(chosen)
+    chosen.unlink()
+
+
+def test_a_link_in_the_place_of_a_mark_is_refused(finished, work_dir, tmp_path, capsys):
+    (work_dir / STARTED).symlink_to(tmp_path / 'outside')
+    assert 'is a link' in tool_error(capsys, 'train', finished[0], '--work-dir', work_dir)
+    assert not (tmp_path / 'outside').exists()
 
 
 def test_a_copied_work_dir_goes_on_from_its_own_checkpoint(finished, work_dir):
@@ -115,16 +131,24 @@ def test_what_sigterm_saved_is_removed_from_its_own_work_dir_alone(finished, wor
     assert (work_dir / 'iter_2.pth').exists() and (work_dir / 'iter_3.pth').exists()
 
 
-WARM_UP = 'param_scheduler=[dict(type="LinearLR",start_factor=0.1,by_epoch=False,end={})]'
+@pytest.fixture
+def warming_up(finished, tmp_path):
+    def config(end):
+        warm_up = f"dict(type='LinearLR', start_factor=0.1, by_epoch=False, end={end})"
+        text = f'_base_ = {str(finished[0])!r}\nparam_scheduler = [{warm_up}]\n'
+        (tmp_path / 'warming_up.py').write_text(text)
+        return tmp_path / 'warming_up.py'
+
+    return config
 
 
-def test_a_warm_up_that_is_never_left_is_refused(finished, tmp_path, capsys):
-    args = [finished[0], '--work-dir', tmp_path, *ITERS, WARM_UP.format(1)]
+def test_a_warm_up_that_is_never_left_is_refused(warming_up, tmp_path, capsys):
+    args = [warming_up(1), '--work-dir', tmp_path, *ITERS]
     assert 'is never left' in tool_error(capsys, 'train', *args)
 
 
-def test_a_warm_up_beyond_the_end_is_said(finished, tmp_path):
-    run_tool('train', finished[0], '--work-dir', tmp_path, *ITERS, WARM_UP.format(500))
+def test_a_warm_up_beyond_the_end_is_said(warming_up, tmp_path):
+    run_tool('train', warming_up(500), '--work-dir', tmp_path, *ITERS)
     logs = ''.join(path.read_text() for path in tmp_path.glob('*/*.log'))
     assert 'takes 500 iterations, and the training has 2' in logs
 
@@ -149,4 +173,8 @@ def test_names_that_nothing_reads_are_said(finished, tmp_path, capsys):
     assert 'nothing reads max_iters: set train_cfg.max_iters' in message
     assert 'nothing reads train_pipeline: set train_dataloader.' in message
     assert 'nothing reads lr: set optim_wrapper.optimizer.lr' in message
-    assert 'nothing reads used' not in message and 'nothing reads _base_' not in message
+    assert ' used:' not in message and '_base_:' not in message
+    (tmp_path / 'grandchild.py').write_text("_base_ = ['child.py']\nown = 1\n")
+    run_tool('swap_backbone', tmp_path / 'grandchild.py')
+    message = capsys.readouterr().err
+    assert 'nothing reads max_iters' in message and 'own: mmengine, the toolboxes' in message

@@ -449,7 +449,11 @@ def test_an_evaluation_that_never_comes_is_refused(trained, tmp_path, capsys):
         ('data_root=/data', 'train_dataloader.dataset'),
         ('train_pipeline=[]', 'train_dataloader.dataset'),
         ('crop_size=(64,64)', 'train_dataloader.dataset.dataset.pipeline.3.crop_size'),
-        ('dataset_type=COCO', 'the entries themselves'),
+        (
+            'train_pipeline.3.crop_size=(64,64)',
+            'train_dataloader.dataset.dataset.pipeline.3.crop_size',
+        ),
+        ('data_root.x=1', 'train_dataloader.dataset.dataset.data_root.x'),
         ('model.decode_head.chanels=64', 'model.decode_head.channels'),
         ('train_dataloader.dataset.dataset.pipeline.2.scal=(64,64)', '2.scale'),
     ],
@@ -457,6 +461,12 @@ def test_an_evaluation_that_never_comes_is_refused(trained, tmp_path, capsys):
 def test_misspelt_options_are_named_with_what_was_meant(option, meant, capsys):
     message = tool_error(capsys, 'train', SEM_FPN, '--cfg-options', option)
     assert option.split('=')[0].split('.')[-1] in message and meant in message
+
+
+def test_a_name_that_own_code_may_read_is_said(capsys):
+    with pytest.raises(SystemExit, match='data not found'):
+        run_tool('train', SEM_FPN, '--cfg-options', 'dataset_type=COCO')
+    assert 'dataset_type: mmengine, the toolboxes' in capsys.readouterr().err
 
 
 def test_options_like_no_other_are_additions(capsys):

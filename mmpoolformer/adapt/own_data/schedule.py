@@ -150,4 +150,6 @@ def _lengthen_warm_ups(edit: Edit) -> None:
         for where, other in schedulers:
             if other.get('begin') == end and other.get('by_epoch') == scheduler.get('by_epoch'):
                 edit.set((*where, 'begin'), end + 1, reason)
+                if other.get('end') == end + 1:  # of a training of two steps
+                    edit.set((*where, 'end'), end + 2, reason)
         edit.set((*at, 'end'), end + 1, reason)
