@@ -1,9 +1,11 @@
 """Training and testing on bad input: one message that names the file and the cause."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+from unittest import mock
 
 import pytest
 import torch
@@ -16,7 +18,12 @@ from helpers import (
     write_tiny_config,
 )
 from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
+
+from mmpoolformer.adapt.zoo import find_config
+from mmpoolformer.datasets.check import check_sample
+from mmpoolformer.engine.hooks import KeepApart, name_errors
 
 MASK_RCNN = CONFIGS / 'detection' / 'mask-rcnn_poolformer-s12_fpn_1x_coco.py'
 
@@ -228,3 +235,31 @@ def test_predictions_are_saved_inside_of_the_work_dir(coco_root, tmp_path):
     run_tool('test', *args)
     assert outside.read_bytes() == before
     assert all(work in path.parents for path in set(tmp_path.rglob('*')) - files)
+
+
+def test_frames_of_tracking_are_lists_of_images(tmp_path):
+    (tmp_path / 'train').mkdir()
+    images, annotations = [], []
+    for k in (1, 2):
+        Image.new('RGB', (96, 64)).save(tmp_path / 'train' / f'{k}.jpg')
+        size = dict(height=64, width=96, file_name=f'{k}.jpg')
+        images.append(dict(id=k, video_id=1, frame_id=k - 1, mot_frame_id=k, **size))
+        box = dict(bbox=[10, 10, 30, 40], area=1200, iscrowd=False, category_id=1)
+        mot = dict(mot_instance_id=1, mot_conf=1.0, mot_class_id=1, visibility=1.0)
+        annotations.append(dict(id=k, image_id=k, video_id=1, instance_id=1, **box, **mot))
+    categories, videos = (
+        [dict(id=1, name='pedestrian')],
+        [dict(id=1, name='v', width=96, height=64)],
+    )
+    content = dict(categories=categories, videos=videos, images=images, annotations=annotations)
+    (tmp_path / 'tracks.json').write_text(json.dumps(content))
+    name = 'mmdet::sort/sort_faster-rcnn_r50_fpn_8xb2-4e_mot17halftrain_test-mot17halfval.py'
+    node = Config.fromfile(find_config(name)).test_dataloader.dataset
+    node.update(data_root=str(tmp_path), ann_file='tracks.json')
+    init_default_scope('mmdet')
+    dataset = DATASETS.build(node)
+    assert check_sample(dataset, 0) == []
+    name_errors(dataset)
+    assert dataset[(0, 1)]['inputs'].shape[0] == 1  # frames
+    runner = mock.Mock(test_dataloader=mock.Mock(dataset=dataset))
+    KeepApart('--show-dir', os.path.basename).before_test(runner)
