@@ -175,7 +175,7 @@ def _download(url: str) -> Path:
         name = Path(urlparse(url).path).name
     except ValueError as error:
         raise CheckpointError(f'{url} is no URL: {error}') from error
-    if not re.search(r'[-_][0-9a-f]{8,}\.\w+$', name):
+    if not re.search(r'[-_](?=\d*[a-f])[0-9a-f]{8,}\.\w+$', name):
         name = f'{sha256(url.encode()).hexdigest()[:16]}-{name}'
     path = Path(torch.hub.get_dir()) / 'checkpoints' / name
     rank, world_size = get_dist_info()

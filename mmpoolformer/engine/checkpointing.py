@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from ..adapt.edit import Edit
 from ..adapt.schedules import scale_rates
-from ..checkpoints import CheckpointError
+from ..checkpoints import CheckpointError, local_path
 from ..checkpoints.sources import read_checkpoint
 from ..utils.errors import LaunchError, one_line
 from ..utils.files import replace_file, replacing
@@ -29,7 +30,9 @@ from .resumed_schedule import Change, follow
 from .signals import WorkerSignals, interrupted_afterwards
 
 POINTER = 'last_checkpoint'  # mmengine's file with the path of the newest checkpoint
-STARTED = '.started'  # says that the checkpoints are of an earlier run, until there is a pointer
+# Until a run has a checkpoint of its own: where it started, if not anew. Those of an earlier run
+# are not its own.
+STARTED = '.started'
 CHECKPOINT_NAMES = re.compile(r'(epoch|iter)_(\d+)\.pth')
 
 
@@ -72,34 +75,68 @@ def find_checkpoints(work_dir: Path) -> list[Path]:
 
     Not by age, which copies lose. None of an earlier run, which one that started anew has left.
     """
-    if read_pointer(work_dir) is None and (work_dir / STARTED).exists():
+    pointer, started = read_pointer(work_dir), _text_of(work_dir / STARTED)
+    if pointer is None and started is not None:
         return []
-    found = [path for path in work_dir.glob('*.pth') if CHECKPOINT_NAMES.fullmatch(path.name)]
-    kinds = {CHECKPOINT_NAMES.fullmatch(path.name)[1] for path in found}
-    found.sort(key=_number if len(kinds) < 2 else _iteration, reverse=True)
-    pointer = read_pointer(work_dir) or ''
-    named = Path(pointer if pointer.isprintable() else '')  # it will be printed
-    for path in (work_dir / named.name, named):  # the folder may be a copy, or moved
+    found = checkpoints_by_iteration(work_dir)
+    named = Path(pointer if (pointer or '').isprintable() and pointer else '')  # it will be printed
+    places = [work_dir / named.name, named]  # the folder may be a copy, or moved
+    for path in places[::-1] if started == pointer else places:
         if named.name and _exists(path):
             return [path, *(other for other in found if other.name != path.name)]
     return found
 
 
+def checkpoints_by_iteration(work_dir: Path) -> list[Path]:
+    """All checkpoints in a work dir but the best, from the last on."""
+    found = [path for path in work_dir.glob('*.pth') if CHECKPOINT_NAMES.fullmatch(path.name)]
+    kinds = {CHECKPOINT_NAMES.fullmatch(path.name)[1] for path in found}
+    return sorted(found, key=_number if len(kinds) < 2 else _iteration, reverse=True)
+
+
 def read_pointer(work_dir: Path) -> str | None:
     """What mmengine's file names as the newest checkpoint; None without such a file."""
-    pointer = work_dir / POINTER
+    return _text_of(work_dir / POINTER)
+
+
+def _text_of(path: Path) -> str | None:
     try:
-        if pointer.is_file():  # a device would never end
-            return pointer.read_text(errors='replace').strip()
+        if path.is_file():  # a device would never end
+            return path.read_text(errors='replace').strip()
     except OSError:  # it may not be read
         pass
-    return '' if os.path.lexists(pointer) else None
+    return '' if os.path.lexists(path) else None
 
 
 def write_pointer(work_dir: Path, checkpoint: str) -> None:
     """Name the newest checkpoint, in mmengine's file."""
     replace_file(work_dir / POINTER, checkpoint)
     (work_dir / STARTED).unlink(missing_ok=True)
+
+
+def begin(work_dir: Path, checkpoint: str | None) -> None:
+    """Let ``--resume`` know where a run started, before it has a checkpoint of its own.
+
+    Args:
+        work_dir: It may have checkpoints of an earlier run.
+        checkpoint: What it was resumed from, if anything.
+    """
+    earlier = find_checkpoints(work_dir)
+    if checkpoint is not None:
+        path = local_path(checkpoint)
+        start = str(path.absolute()) if path else checkpoint
+        write_pointer(work_dir, start)
+        if path is None or path.absolute().parent != work_dir.absolute():
+            replace_file(work_dir / STARTED, start)
+    elif earlier:
+        print(
+            f'warning: {work_dir} has checkpoints of an earlier run, such as {earlier[0].name}: '
+            'this one starts anew, and replaces those of the same names. To go on with the '
+            f'earlier run: --resume {earlier[0]}',
+            file=sys.stderr,
+        )
+        replace_file(work_dir / STARTED, '')
+        (work_dir / POINTER).unlink(missing_ok=True)
 
 
 def _number(path: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -67,16 +68,14 @@ def check_options(cfg: Config, options: dict) -> None:
     """
     for dotted in options:
         keys = dotted.split('.')
-        places = _places(cfg, keys[0]) if keys[0] not in READ else []
-        if places and (len(keys) == 1 or keys[0] in cfg):
+        is_read = keys[0] in _read_of(cfg)
+        places = [] if is_read else _places(cfg, keys[0])
+        if places:
             places = ['.'.join([place, *keys[1:]]) for place in places]
             raise LaunchError(
-                f'--cfg-options {dotted}: {keys[0]} is a name that the config file itself uses, '
-                f'and nothing reads it any more; did you mean {join(places)}?'
+                f'--cfg-options {dotted}: nothing reads {keys[0]} at the top of a config, but '
+                f'where the file itself uses it; did you mean {join(places)}?'
             )
-        if keys[0] in cfg and keys[0] not in READ:
-            print(printed(f'warning: --cfg-options {dotted}: {UNREAD}'), file=sys.stderr)
-            continue
         node, done = follow(cfg, keys)
         known = list(node) if isinstance(node, (dict, Config)) else []
         # decay_type beside decay_rate is no misspelling.
@@ -87,6 +86,9 @@ def check_options(cfg: Config, options: dict) -> None:
                 f'--cfg-options {dotted}: there is no {keys[done]!r} in '
                 f'{".".join(keys[:done]) or "the config"}; did you mean {meant}?'
             )
+        if not is_read:
+            print(printed(f'warning: --cfg-options {dotted}: {UNREAD}'), file=sys.stderr)
+            continue
         is_part = done == len(keys) and isinstance(node, dict) and node
         if is_part and not isinstance(options[dotted], (dict, list, type(None))):
             raise LaunchError(
@@ -95,7 +97,7 @@ def check_options(cfg: Config, options: dict) -> None:
             )
 
 
-def warn_of_unread(cfg: Config, path: Path) -> None:
+def warn_of_unread(cfg: Config, path: Path, inherited: frozenset = frozenset()) -> None:
     """Name what a config file assigns and neither it nor a run reads.
 
     Where a base file used a variable, another value in the file that inherits it comes too late.
@@ -103,11 +105,12 @@ def warn_of_unread(cfg: Config, path: Path) -> None:
     Args:
         cfg: The complete config.
         path: Its file. Those that it inherits are looked into, too, but for the toolboxes' own.
+        inherited: Names that the files read which inherit this one.
     """
     if path.suffix != '.py':
         return
-    text = path.read_text(encoding='utf-8')
-    tree = ast.parse(text)
+    source = path.read_text(encoding='utf-8')
+    tree = ast.parse(source)
     assigned: dict[str, ast.expr] = {}
     for node in tree.body:
         if isinstance(node, ast.Assign):
@@ -115,7 +118,7 @@ def warn_of_unread(cfg: Config, path: Path) -> None:
     if '_base_' not in assigned:
         return
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    used = {name.id for name in names if isinstance(name.ctx, ast.Load)} | READ
+    used = {name.id for name in names if isinstance(name.ctx, ast.Load)} | _read_of(cfg) | inherited
     for name in assigned:
         if name not in used and not name.startswith('_'):
             places = join(_places(cfg, name))
@@ -124,10 +127,17 @@ def warn_of_unread(cfg: Config, path: Path) -> None:
     for text in ast.walk(assigned['_base_']):
         base = text.value if isinstance(text, ast.Constant) else None
         if isinstance(base, str) and '::' not in base and (path.parent / base).is_file():
-            warn_of_unread(cfg, path.parent / base)
+            from_bases = frozenset(re.findall(r'_base_\.(\w+)', source))
+            warn_of_unread(cfg, path.parent / base, inherited | from_bases)
 
 
 UNREAD = 'mmengine, the toolboxes and these tools do not read it, only code of your own might'
+
+
+def _read_of(cfg: Config) -> set[str]:
+    """Names at the top of a config that are read; a model's own data_preprocessor goes first."""
+    has_own = 'data_preprocessor' in (cfg.get('model') or {})
+    return READ - {'data_preprocessor'} if has_own else READ
 
 
 def _places(cfg: Config, name: str) -> list[str]:
@@ -272,6 +282,12 @@ def check_evaluations(cfg: Config) -> None:
         LaunchError: Names both.
     """
     train_cfg = cfg.get('train_cfg') or {}
+    sampler = (cfg.get('train_dataloader') or {}).get('sampler') or {}
+    if 'max_epochs' in train_cfg and type_of(sampler) == 'InfiniteSampler':
+        raise LaunchError(
+            'train_cfg counts epochs, and the InfiniteSampler of train_dataloader never ends one: '
+            "take type='DefaultSampler', or max_iters"
+        )
     for key in ('max_epochs', 'max_iters'):
         last, begin = train_cfg.get(key), train_cfg.get('val_begin', 1)
         if cfg.get('val_cfg') and is_integer(last) and is_integer(begin) and begin > last > 0:

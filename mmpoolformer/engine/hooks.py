@@ -139,7 +139,10 @@ class CheckWarmUp(Hook):
         groups = runner.param_schedulers
         groups = groups.values() if isinstance(groups, dict) else [groups]
         for scheduler in (scheduler for group in groups for scheduler in group or ()):
-            if not isinstance(scheduler, (ConstantParamScheduler, LinearParamScheduler)):
+            kinds = ConstantParamScheduler, LinearParamScheduler
+            if not isinstance(scheduler, kinds) or scheduler.begin > 0:
+                continue
+            if getattr(scheduler, 'factor', None) == 1:
                 continue
             kind, length = type(scheduler).__name__, scheduler.end - scheduler.begin
             if scheduler.total_iters < 1:
@@ -150,7 +153,7 @@ class CheckWarmUp(Hook):
                 )
             loop = runner.train_loop
             last = loop.max_epochs if scheduler.by_epoch else loop.max_iters
-            if scheduler.begin == 0 and last <= length < INF:
+            if last <= length < INF:
                 unit = 'epochs' if scheduler.by_epoch else 'iterations'
                 runner.logger.warning(
                     f'the {kind} at the start of param_scheduler takes {length} {unit}, and the '

@@ -62,7 +62,7 @@ from .lock import lock_work_dir
 from .loops import build_loops
 from .resuming import ResumeHook
 from .signals import Terminated
-from .start import begin, find_start
+from .start import find_start
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -261,8 +261,6 @@ def build_runner(cfg: Config, phase: str, checkpoint: str | None = None) -> Runn
         leave_out_amp(cfg)
     writes = phase == 'train' and is_first(cfg.launcher)
     lock = lock_work_dir(Path(cfg.work_dir)) if writes else None
-    if writes:
-        begin(Path(cfg.work_dir), checkpoint)
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         prepare_cpu(cfg)
     runner_type = cfg.get('runner_type', 'Runner')

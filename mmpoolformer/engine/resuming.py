@@ -24,7 +24,7 @@ from mmengine.runner import Runner
 
 from ..archs import is_integer, is_number
 from ..utils.errors import LaunchError, one_line
-from .checkpointing import read_pointer, write_pointer
+from .checkpointing import begin, read_pointer, write_pointer
 from .resumed import check_random_state
 from .resumed_schedule import ITERATIONS_PER_EPOCH
 from .signals import Terminated
@@ -129,6 +129,8 @@ class ResumeHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self.previous_handler = signal.signal(signal.SIGTERM, self._remember)
+        if is_main_process():
+            begin(Path(runner.work_dir), runner._load_from if runner._resume else None)
         if self.resumed is None:
             return
         loop = runner.train_loop

@@ -13,10 +13,9 @@ from ..utils.errors import LaunchError, join
 from .checkpointing import (
     POINTER,
     STARTED,
-    find_checkpoints,
+    checkpoints_by_iteration,
     newest_intact_checkpoint,
     read_pointer,
-    write_pointer,
 )
 from .distributed import is_first
 from .resumed import check_meta, warn_of_lost_state
@@ -54,32 +53,15 @@ def find_start(cfg: Config, resume: str | None) -> str | None:
     return resume
 
 
-def begin(work_dir: Path, checkpoint: str | None) -> None:
-    """Let ``--resume`` find where this run started, before it has a checkpoint of its own.
-
-    Args:
-        work_dir: It may have checkpoints of an earlier run.
-        checkpoint: What is resumed from, if anything.
-    """
-    if checkpoint is not None:
-        path = local_path(checkpoint)
-        write_pointer(work_dir, str(path.absolute()) if path else checkpoint)
-        return
-    earlier = find_checkpoints(work_dir)
-    if earlier:
-        print(
-            f'warning: {work_dir} has checkpoints of an earlier run, such as {earlier[0].name}: '
-            'this one starts anew, and replaces those of the same names. To go on with the '
-            'earlier run: --resume',
-            file=sys.stderr,
-        )
-        (work_dir / STARTED).touch()
-        (work_dir / POINTER).unlink(missing_ok=True)
-
-
 def _newest(work_dir: Path) -> str | None:
     """The newest checkpoint in the work dir that is intact."""
-    named = read_pointer(work_dir)
+    named, earlier = read_pointer(work_dir), checkpoints_by_iteration(work_dir)
+    if named is None and earlier and (work_dir / STARTED).exists():
+        raise LaunchError(
+            f'{work_dir}: a run that started anew here has no checkpoint yet, and '
+            f'{earlier[0].name} is of an earlier one. To go on with that: --resume {earlier[0]}; '
+            'to start anew: without --resume'
+        )
     if named and '://' in named:  # stored remotely
         return named
     newest, broken = newest_intact_checkpoint(work_dir)

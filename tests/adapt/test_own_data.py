@@ -130,6 +130,21 @@ def test_a_short_training_leaves_its_warm_up(name, epochs, own_coco):
     assert optimizer.param_groups[0]['lr'] == 1.0
 
 
+@pytest.mark.parametrize('epochs', [1, 3, 10])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mmdet::yolox/yolox_s_8xb8-300e_coco.py',
+        'rtmdet-s_poolformer-s24_4xb32-100e_coco',
+        'retinanet_poolformer-s12_fpn_1x_coco',
+    ],
+)
+def test_every_part_of_a_short_schedule_has_steps(name, epochs, own_coco):
+    new = use_dataset(read(name), own_coco / 'images', own_coco / 'all.json', epochs=epochs)
+    parts = [(part.get('begin', 0), part['end']) for part in new.param_scheduler]
+    assert parts[0][0] == 0 and all(begin < end for begin, end in parts)
+
+
 def test_the_decay_begins_where_a_short_warm_up_ends():
     edit = Edit(
         Config(

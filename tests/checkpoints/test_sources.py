@@ -31,17 +31,18 @@ def test_url(tmp_path, monkeypatch):
         pretrained(url.replace('tiny', 'gone'))
 
 
-def test_two_files_of_one_name_are_two(tmp_path, monkeypatch):
+@pytest.mark.parametrize('file', ['model.safetensors', 'model_00080000.safetensors'])
+def test_two_files_of_one_name_are_two(file, tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
     for name, value in (('a', 1.0), ('b', 2.0)):
         (tmp_path / name).mkdir()
-        save_file({'x': torch.full((2,), value)}, tmp_path / name / 'model.safetensors')
+        save_file({'x': torch.full((2,), value)}, tmp_path / name / file)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         root = f'http://127.0.0.1:{server.server_port}'
         for name, value in (('a', 1.0), ('b', 2.0)):
-            weights = read_state_dict(f'{root}/{name}/model.safetensors')
+            weights = read_state_dict(f'{root}/{name}/{file}')
             assert torch.equal(weights['x'], torch.full((2,), value))
         server.shutdown()
 

@@ -7,8 +7,15 @@ import torch
 from helpers import run_tool, tool_error, write_tiny_config
 from mmengine.config import Config
 
-from mmpoolformer.engine.checkpointing import POINTER, STARTED, find_checkpoints, write_pointer
-from mmpoolformer.engine.start import AUTO, begin, find_start
+from mmpoolformer.engine.checkpointing import (
+    POINTER,
+    STARTED,
+    begin,
+    find_checkpoints,
+    write_pointer,
+)
+from mmpoolformer.engine.start import AUTO, find_start
+from mmpoolformer.utils.errors import LaunchError
 
 ITERS = ['--cfg-options', 'train_cfg.max_iters=2', 'default_hooks.checkpoint.interval=2']
 MORE = ['--cfg-options', 'train_cfg.max_iters=3', 'default_hooks.checkpoint.interval=1']
@@ -72,12 +79,34 @@ def test_a_run_that_starts_anew_leaves_the_earlier_one_out(work_dir, capsys):
     begin(work_dir, None)
     assert 'checkpoints of an earlier run, such as iter_2.pth' in capsys.readouterr().err
     assert (work_dir / 'iter_2.pth').exists() and not (work_dir / POINTER).exists()
-    assert find_start(empty(work_dir), AUTO) is None
-    assert 'starts from the beginning' in capsys.readouterr().out
+    with pytest.raises(LaunchError, match=r'--resume .*iter_2\.pth; to start anew'):
+        find_start(empty(work_dir), AUTO)
     shutil.copy(work_dir / 'iter_2.pth', work_dir / 'iter_1.pth')
     write_pointer(work_dir, str(work_dir / 'iter_1.pth'))  # its own first
     assert not (work_dir / STARTED).exists()
     assert find_checkpoints(work_dir)[0] == work_dir / 'iter_1.pth'
+
+
+def test_a_start_that_fails_leaves_the_earlier_run_to_be_gone_on_with(finished, work_dir, capsys):
+    args = [finished[0], '--work-dir', work_dir, *ITERS]
+    assert 'cannot be built' in tool_error(capsys, 'train', *args, 'model.neck.channels_=3')
+    torch.save({'state_dict': {'x': torch.ones(2)}}, work_dir / 'other.pth')
+    tool_error(capsys, 'train', *args, '--resume', work_dir / 'other.pth')
+    assert find_start(empty(work_dir), AUTO) == str(work_dir / 'iter_2.pth')
+
+
+def test_a_chosen_checkpoint_is_not_one_of_the_same_name(finished, work_dir):
+    begin(work_dir, str(finished[1] / 'iter_2.pth'))
+    assert find_start(empty(work_dir), AUTO) == str(finished[1] / 'iter_2.pth')
+    write_pointer(work_dir, str(work_dir / 'iter_2.pth'))
+    assert find_start(empty(work_dir), AUTO) == str(work_dir / 'iter_2.pth')
+
+
+def test_epochs_that_never_end_are_refused(finished, tmp_path, capsys):
+    loop = 'train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=1)'
+    (tmp_path / 'epochs.py').write_text(f'_base_ = {str(finished[0])!r}\n{loop}\n')
+    message = tool_error(capsys, 'train', tmp_path / 'epochs.py', '--work-dir', tmp_path / 'work')
+    assert 'InfiniteSampler of train_dataloader never ends one' in message
 
 
 @pytest.mark.parametrize('where', ['work dir', 'elsewhere'])
@@ -147,6 +176,14 @@ def test_a_warm_up_that_is_never_left_is_refused(warming_up, tmp_path, capsys):
     assert 'is never left' in tool_error(capsys, 'train', *args)
 
 
+def test_a_constant_end_is_no_warm_up(finished, tmp_path):
+    end = "dict(type='ConstantLR', factor=1, by_epoch=False, begin=1, end=2)"
+    text = f'_base_ = {str(finished[0])!r}\nparam_scheduler = [{end}]\n'
+    (tmp_path / 'end.py').write_text(text)
+    run_tool('train', tmp_path / 'end.py', '--work-dir', tmp_path / 'work', *ITERS)
+    assert (tmp_path / 'work' / 'iter_2.pth').exists()
+
+
 def test_a_warm_up_beyond_the_end_is_said(warming_up, tmp_path):
     run_tool('train', warming_up(500), '--work-dir', tmp_path, *ITERS)
     logs = ''.join(path.read_text() for path in tmp_path.glob('*/*.log'))
@@ -174,7 +211,9 @@ def test_names_that_nothing_reads_are_said(finished, tmp_path, capsys):
     assert 'nothing reads train_pipeline: set train_dataloader.' in message
     assert 'nothing reads lr: set optim_wrapper.optimizer.lr' in message
     assert ' used:' not in message and '_base_:' not in message
-    (tmp_path / 'grandchild.py').write_text("_base_ = ['child.py']\nown = 1\n")
+    text = "_base_ = ['child.py']\nown = 1\nwork_dir = str(_base_.lr)\n"
+    (tmp_path / 'grandchild.py').write_text(text)
     run_tool('swap_backbone', tmp_path / 'grandchild.py')
     message = capsys.readouterr().err
     assert 'nothing reads max_iters' in message and 'own: mmengine, the toolboxes' in message
+    assert 'nothing reads lr' not in message

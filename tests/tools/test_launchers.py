@@ -454,6 +454,8 @@ def test_an_evaluation_that_never_comes_is_refused(trained, tmp_path, capsys):
             'train_dataloader.dataset.dataset.pipeline.3.crop_size',
         ),
         ('data_root.x=1', 'train_dataloader.dataset.dataset.data_root.x'),
+        ('optimizer.lr=0.1', 'optim_wrapper.optimizer.lr'),
+        ('data_preprocessor.mean=[0,0,0]', 'model.data_preprocessor.mean'),
         ('model.decode_head.chanels=64', 'model.decode_head.channels'),
         ('train_dataloader.dataset.dataset.pipeline.2.scal=(64,64)', '2.scale'),
     ],
@@ -467,6 +469,9 @@ def test_a_name_that_own_code_may_read_is_said(capsys):
     with pytest.raises(SystemExit, match='data not found'):
         run_tool('train', SEM_FPN, '--cfg-options', 'dataset_type=COCO')
     assert 'dataset_type: mmengine, the toolboxes' in capsys.readouterr().err
+    with pytest.raises(SystemExit, match='data not found'):
+        run_tool('train', SEM_FPN, '--cfg-options', 'evaluation.interval=1')
+    assert 'evaluation.interval: mmengine, the toolboxes' in capsys.readouterr().err
 
 
 def test_options_like_no_other_are_additions(capsys):

@@ -87,6 +87,7 @@ def set_schedule(edit: Edit, images: int, epochs: int | None, repeated: int = 1)
         _set_length(edit, 'max_epochs', old, new, reason, by_epoch=True)
         _shorten_warm_up(edit, new * per_epoch)
     _lengthen_warm_ups(edit)
+    _drop_empty(edit)
 
 
 def _set_length(edit: Edit, key: str, old: int, new: int, reason: str, by_epoch: bool) -> None:
@@ -142,14 +143,23 @@ def _lengthen_warm_ups(edit: Edit) -> None:
     """A warm-up of one step would never be left: mmengine counts to one less than its length."""
     schedulers = list(walk(edit.cfg.get('param_scheduler') or [], ('param_scheduler',)))
     for at, scheduler in schedulers:
-        begin, end = scheduler.get('begin', 0), scheduler.get('end')
-        converted = scheduler.get('convert_to_iter_based')
-        if not type_of(scheduler).startswith(COUNTING) or converted or end != begin + 1:
+        end, converted = scheduler.get('end'), scheduler.get('convert_to_iter_based')
+        if not type_of(scheduler).startswith(COUNTING) or converted or scheduler.get('begin'):
+            continue
+        if end != 1 or scheduler.get('factor') == 1:
             continue
         reason = 'a warm-up of one step would never be left'
         for where, other in schedulers:
             if other.get('begin') == end and other.get('by_epoch') == scheduler.get('by_epoch'):
                 edit.set((*where, 'begin'), end + 1, reason)
-                if other.get('end') == end + 1:  # of a training of two steps
-                    edit.set((*where, 'end'), end + 2, reason)
         edit.set((*at, 'end'), end + 1, reason)
+
+
+def _drop_empty(edit: Edit) -> None:
+    """Leave out the parts of a schedule for which a short training has no step left."""
+    schedulers = edit.cfg.get('param_scheduler') or []
+    if not isinstance(schedulers, (list, tuple)):
+        return
+    kept = [s for s in schedulers if s.get('end') is None or s.get('begin', 0) < s['end']]
+    if len(kept) < len(schedulers):
+        edit.set(('param_scheduler',), kept, 'the others have no step in a training so short')
