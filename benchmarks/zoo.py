@@ -96,9 +96,8 @@ def main():
 
     swapped = {name: store[name]['model'] for name in names if 'model' in store[name]}
     first_of_method = {}
-    for name in sorted(
-        swapped, key=lambda name: 'pretrain' in name
-    ):  # GLIP's have no loss of boxes
+    # GLIP's configs for pretraining have no loss that boxes can be trained with.
+    for name in sorted(swapped, key=lambda name: 'pretrain' in name):
         first_of_method.setdefault(method_of(name), name)
     trained = {swapped[name] for name in first_of_method.values()}
     todo = {}

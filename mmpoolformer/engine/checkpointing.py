@@ -79,7 +79,7 @@ def find_checkpoints(work_dir: Path) -> list[Path]:
     if pointer is None and started is not None:
         return []
     found = checkpoints_by_iteration(work_dir)
-    named = Path(pointer if (pointer or '').isprintable() and pointer else '')  # it will be printed
+    named = Path(pointer if pointer and pointer.isprintable() else '')  # it will be printed
     places = [work_dir / named.name, named]  # the folder may be a copy, or moved
     for path in places[::-1] if started == pointer else places:
         if named.name and _exists(path):

@@ -40,6 +40,7 @@ READ = {
     'opencv_num_threads', 'resource_limit', 'runner_type', 'strategy', 'sync_bn', 'tta_model',
     'tta_pipeline', 'use_mlu',
 }  # fmt: skip
+UNREAD = 'mmengine, the toolboxes and these tools do not read it, only code of your own might'
 # The data of the config that each phase of a run reads.
 PHASES = {'train': ('train', 'val'), 'test': ('test',)}
 
@@ -129,9 +130,6 @@ def warn_of_unread(cfg: Config, path: Path, inherited: frozenset = frozenset()) 
         if isinstance(base, str) and '::' not in base and (path.parent / base).is_file():
             from_bases = frozenset(re.findall(r'_base_\.(\w+)', source))
             warn_of_unread(cfg, path.parent / base, inherited | from_bases)
-
-
-UNREAD = 'mmengine, the toolboxes and these tools do not read it, only code of your own might'
 
 
 def _read_of(cfg: Config) -> set[str]:
