@@ -105,8 +105,8 @@ def check_content(
         )
         problems.append(Problem(WARNING, 'many crowds', where, detail))
     if not usable:
-        all_crowds = ': all have iscrowd=1, as CVAT writes for masks. Set it to 0' if crowds else ''
-        detail = f'training sees no object{all_crowds}'
+        all_crowds = 0 < crowds == len(coco['annotations'])
+        detail = 'training sees no object' + (': set iscrowd=0 in all' if all_crowds else '')
         problems.append(Problem(ERROR, 'no usable annotation', where, detail))
     boxed = {a.get('image_id') for a in coco['annotations'] if _is_hashable_id(a)}
     empty = [image for image in images if image not in boxed]
